@@ -1,0 +1,1 @@
+"""Mathematics that several rooms share, each piece in one place."""

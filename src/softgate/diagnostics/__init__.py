@@ -1,0 +1,5 @@
+"""What is happening inside a model."""
+
+from softgate._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__)

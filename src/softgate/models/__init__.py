@@ -1,0 +1,5 @@
+"""Whole networks put together from the rooms."""
+
+from softgate._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__)

@@ -1,0 +1,5 @@
+"""Scores to weights along one axis."""
+
+from softgate._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__)
