@@ -1,0 +1,30 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def golden() -> Callable[[str], Path]:
+    """Folder of the arrays made by the authors' own code; skips where they are absent."""
+
+    def find(slug: str) -> Path:
+        root = Path(os.environ.get("SOFTGATE_GOLDEN", ROOT.parent / "shared" / "golden"))
+        if not (root / slug).is_dir():
+            pytest.skip(f"golden arrays not found at {root / slug}; set SOFTGATE_GOLDEN to their folder")
+        return root / slug
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
