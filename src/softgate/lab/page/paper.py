@@ -1,0 +1,134 @@
+"""The page of one reproduction: the paper's figure beside the measured one, pictures, cells, machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from softgate.lab.page.html import Markup, document, link, table, tag, verdict_mark
+from softgate.lab.verdicts import Stat, format_number
+
+
+def paper_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
+    """HTML of one reproduction.
+
+    Args:
+        results: content of ``results.json``.
+        plots: plot title -> SVG text drawn by ``softgate.lab.plots``.
+
+    Returns:
+        A self-contained page; all text of ``results`` is escaped.
+    """
+    paper = results["paper"]
+    return document(
+        f"{paper['title']} — softgate",
+        tag("p", "softgate reproduction · scale ", tag("strong", results["scale"]), cls="soft"),
+        tag("h1", paper["title"]),
+        _byline(paper),
+        tag("p", paper["summary"]),
+        _verdict_line(results),
+        tag("h2", "Claims"),
+        _claims(results),
+        *_pictures(plots),
+        tag("h2", "What was measured"),
+        _cells(results),
+        *_notes(results),
+        tag("h2", "Run it yourself"),
+        tag("pre", tag("code", results["command"])),
+        tag("h2", "Machine and versions"),
+        _environment(results["environment"]),
+    )
+
+
+def _byline(paper: Mapping[str, Any]) -> Markup:
+    parts: list[object] = [link(f"https://arxiv.org/abs/{paper['arxiv']}", f"arXiv {paper['arxiv']}"), f" · {paper['date']}"]
+    if paper.get("venue"):
+        parts.append(f" · {paper['venue']}")
+    if paper.get("code"):
+        parts.append(f" · authors' code: {paper['code']}")
+    return tag("p", *parts, cls="soft")
+
+
+def _verdict_line(results: Mapping[str, Any]) -> Markup:
+    verdicts = [claim["verdict"] for claim in results["claims"]]
+    counted: list[object] = []
+    for verdict in dict.fromkeys(verdicts):
+        counted += [verdict_mark(verdict), f" {verdicts.count(verdict)} of {len(verdicts)}", "   "]
+    return tag("p", *counted)
+
+
+def _claims(results: Mapping[str, Any]) -> Markup:
+    rows = []
+    for claim in results["claims"]:
+        statement = [tag("strong", claim["statement"]), tag("br"), tag("code", claim["relation"])]
+        if claim["note"]:
+            statement += [tag("br"), tag("span", claim["note"], cls="soft")]
+        verdict: list[object] = [verdict_mark(claim["verdict"])]
+        if claim["seeds_held"]:
+            held, count = claim["seeds_held"]
+            verdict += [tag("br"), tag("span", f"holds on {held} of {count} seeds alone", cls="soft")]
+        if claim["reason"]:
+            verdict += [tag("br"), tag("span", claim["reason"], cls="soft")]
+        paper_figure = [claim["paper_figure"], tag("br"), tag("span", claim["source"], cls="soft")]
+        rows.append([tag("div", *statement), tag("div", *paper_figure), _measured(claim), tag("div", *verdict)])
+    return table(["Claim and relation", "Paper's figure", "Measured (mean ± spread over seeds)", "Verdict"], rows)
+
+
+def _measured(claim: Mapping[str, Any]) -> Markup:
+    lines: list[object] = []
+    for item in claim["measured"]:
+        mean = float("nan") if item["mean"] is None else item["mean"]
+        stat = Stat(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
+        lines += [str(stat), tag("span", f" ({len(item['values'])} seeds)" if len(item["values"]) > 1 else " (1 seed)", cls="soft"), tag("br")]  # fmt: skip
+    return tag("div", *lines)
+
+
+def _pictures(plots: Mapping[str, str]) -> list[Markup]:
+    if not plots:
+        return []
+    figures = [
+        tag("figure", Markup(svg.replace("<svg ", '<svg role="img" ', 1)), **{"aria-label": title})
+        for title, svg in plots.items()
+    ]
+    return [tag("h2", "Pictures"), tag("div", *figures, cls="plots")]
+
+
+def _cells(results: Mapping[str, Any]) -> Markup:
+    names = list(dict.fromkeys(name for cell in results["cells"] for name in _scalars(cell["figures"])))
+    rows = []
+    for cell in results["cells"]:
+        scalars = _scalars(cell["figures"])
+        state = cell["status"] if cell["status"] != "done" else f"{cell['seconds']:.0f} s"
+        numbers = ["" if name not in scalars else _number(scalars[name]) for name in names]
+        rows.append([cell["name"], cell["seed"], state, *numbers])
+    errors = [tag("p", tag("strong", f"{cell['name']}, seed {cell['seed']}: "), cell["error"].strip().splitlines()[-1], cls="bad")
+              for cell in results["cells"] if cell.get("error")]  # fmt: skip
+    return tag("div", table(["cell", "seed", "time", *names], rows, range(1, 3 + len(names))), *errors)
+
+
+def _scalars(figures: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in figures.items() if not isinstance(value, list)}
+
+
+def _number(value: float | None) -> str:
+    return "NaN" if value is None else format_number(float(value))
+
+
+def _notes(results: Mapping[str, Any]) -> list[Markup]:
+    notes = [*results["paper"].get("notes", ()), *results.get("notes", ())]
+    return [tag("h2", "Notes"), tag("ul", *[tag("li", note) for note in notes])] if notes else []
+
+
+def _environment(environment: Mapping[str, Any]) -> Markup:
+    items: list[Markup] = []
+    for key, value in environment.items():
+        if value in (None, "", [], {}):
+            continue
+        items += [tag("dt", key.replace("_", " ")), tag("dd", _plain(value))]
+    return tag("dl", *items)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items() if item not in (None, ""))
+    return ", ".join(map(_plain, value)) if isinstance(value, list) else str(value)

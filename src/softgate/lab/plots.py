@@ -1,0 +1,171 @@
+"""Pictures of a reproduction: deterministic SVG, drawn from the figures that the cells measured."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from softgate.lab.paper import Plot
+from softgate.lab.verdicts import Rows
+
+#: Okabe-Ito: eight colours that stay apart for colour-blind readers.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_STYLE: dict[str, Any] = {
+    "svg.hashsalt": "softgate",
+    "svg.fonttype": "none",  # text stays text: small files, selectable, searchable
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+}
+
+
+def draw(plot: Plot, rows: Rows) -> str | None:
+    """Draw ``plot`` from the measured ``rows``.
+
+    Returns:
+        The SVG element as text (byte-identical for equal input), or None if no cell has the figure.
+    """
+    with rc_context(_STYLE):
+        figure = {"lines": _lines, "bars": _bars, "heatmaps": _heatmaps}[plot.kind](plot, rows)
+        if figure is None:
+            return None
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None, "Creator": "softgate"})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :].rstrip()
+
+
+def colours(cells: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Colour and line style of each cell; the same in every picture of a paper, distinct beyond eight cells."""
+    styles = ("-", "--", ":", "-.")
+    size = len(PALETTE)
+    return {cell: (PALETTE[i % size], styles[i // size % len(styles)]) for i, cell in enumerate(cells)}
+
+
+def matching(rows: Rows, cell: str, pattern: str) -> list[str]:
+    """Figures of ``cell`` called ``pattern``, or starting with it where it ends in ``*``."""
+    names = rows[cell][0] if rows.get(cell) else ()
+    if pattern.endswith("*"):
+        return [name for name in names if name.startswith(pattern[:-1])]
+    return [pattern] if pattern in names else []
+
+
+def _series(plot: Plot, rows: Rows) -> list[tuple[str, str]]:
+    cells = plot.cells or tuple(rows)
+    return [(cell, name) for cell in cells if cell in rows for name in matching(rows, cell, plot.y)]
+
+
+def _new(plot: Plot, width: float = 6.4, height: float = 3.8) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height))
+    axes = figure.add_subplot()
+    axes.set(title=plot.title, xlabel=plot.xlabel, ylabel=plot.ylabel)
+    if "x" in plot.log:
+        axes.set_xscale("log")
+    if "y" in plot.log:
+        axes.set_yscale("log")
+    return figure, axes
+
+
+def _lines(plot: Plot, rows: Rows) -> Figure | None:
+    series = _series(plot, rows)
+    if not series:
+        return None
+    figure, axes = _new(plot)
+    colour = colours(list(rows))
+    for index, (cell, name) in enumerate(series):
+        curves = [_curve(row[name]) for row in rows[cell]]
+        length = min(map(len, curves))
+        xs = _abscissa(rows[cell][0], plot.x, length)
+        mean = [_mean([curve[i] for curve in curves]) for i in range(length)]
+        several = plot.y.endswith("*")
+        shade, style = (PALETTE[index % len(PALETTE)], "-") if several else colour[cell]
+        label = f"{cell} {name.removeprefix(plot.y[:-1])}" if several else cell
+        axes.plot(xs, mean, color=shade, linestyle=style, label=label, linewidth=1.6, marker="o" if length < 12 else "", markersize=3)  # fmt: skip
+        if len(curves) > 1:
+            low = [min(curve[i] for curve in curves) for i in range(length)]
+            high = [max(curve[i] for curve in curves) for i in range(length)]
+            axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
+    _reference(axes, plot)
+    _legend(axes, len(series))
+    return figure
+
+
+def _bars(plot: Plot, rows: Rows) -> Figure | None:
+    series = _series(plot, rows)
+    if not series:
+        return None
+    figure, axes = _new(plot, width=max(5.0, 1.0 + 0.7 * len(series)))
+    colour = colours(list(rows))
+    for position, (cell, name) in enumerate(series):
+        values = [value for row in rows[cell] if isinstance(value := row[name], int | float)]
+        if not values:
+            continue
+        mean = _mean(values)
+        axes.bar(position, mean, color=colour[cell][0], width=0.7)
+        axes.annotate(f"{mean:.3g}", (position, mean), ha="center", va="bottom", fontsize=8)
+        if len(values) > 1:
+            axes.vlines(position, min(values), max(values), color="black", linewidth=1)
+    several = plot.y.endswith("*")
+    names = [f"{cell}\n{name.removeprefix(plot.y[:-1])}" if several else cell for cell, name in series]
+    axes.set_xticks(range(len(series)), names, rotation=30 if len(series) > 4 else 0, ha="right" if len(series) > 4 else "center")  # fmt: skip
+    axes.grid(axis="x", visible=False)
+    _reference(axes, plot)
+    if plot.reference:
+        _legend(axes, len(plot.reference))
+    return figure
+
+
+def _heatmaps(plot: Plot, rows: Rows) -> Figure | None:
+    series = _series(plot, rows)
+    if not series:
+        return None
+    columns = min(4, len(series))
+    height = math.ceil(len(series) / columns)
+    figure = Figure(figsize=(2.7 * columns + 0.6, 2.7 * height + 0.4))
+    figure.suptitle(plot.title, fontsize=11, fontweight="bold")
+    for index, (cell, name) in enumerate(series):
+        axes = figure.add_subplot(height, columns, index + 1)
+        image = axes.imshow(rows[cell][0][name], cmap="viridis", vmin=0, interpolation="nearest", aspect="auto")
+        suffix = name.removeprefix(plot.y[:-1]) if plot.y.endswith("*") else ""
+        axes.set_title(f"{cell} {suffix}".strip(), fontsize=9)
+        axes.grid(visible=False)
+        axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel if index % columns == 0 else "")
+        figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
+    figure.tight_layout()
+    return figure
+
+
+def _curve(value: Any) -> list[float]:
+    items = value if isinstance(value, list | tuple) else [value]
+    return [math.nan if item is None else float(item) for item in items]
+
+
+def _abscissa(row: Any, name: str | None, length: int) -> list[float]:
+    return _curve(row[name])[:length] if name is not None and name in row else [float(i) for i in range(length)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _reference(axes: Axes, plot: Plot) -> None:
+    for label, value in plot.reference.items():
+        axes.axhline(value, color="gray", linestyle="--", linewidth=1, label=label)
+
+
+def _legend(axes: Axes, entries: int) -> None:
+    if entries > 6:
+        axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), borderaxespad=0, frameon=False)
+    else:
+        axes.legend(fontsize=8, frameon=False)
