@@ -62,13 +62,15 @@ def choose(record: Method, *args: Any, **kwargs: Any) -> Choice:
             return Choice(record.qualified_name, kernel.name, refused, kernel.run)
         refused[kernel.name] = reason
     if wanted not in ("auto", "reference") and wanted in refused and general is None:
-        raise StateError(f"{ENVIRONMENT_VARIABLE}={wanted} forces a kernel that cannot run this call of "
-                         f"{record.qualified_name}: {refused[wanted]}")  # fmt: skip
+        raise StateError(
+            f"{ENVIRONMENT_VARIABLE}={wanted} forces a kernel that cannot run this call of "
+            f"{record.qualified_name}: {refused[wanted]}"
+        )
     return Choice(record.qualified_name, "reference", refused, record.reference)
 
 
 def call(record: Method, *args: Any, **kwargs: Any) -> Any:
-    """Run the chosen implementation of ``record``; under ``torch.compile`` that is the reference, without a graph break."""
+    """Run the chosen implementation of ``record``; under ``torch.compile`` always the reference: no graph break."""
     if torch.compiler.is_compiling():
         return record.reference(*args, **kwargs)
     return choose(record, *args, **kwargs).run(*args, **kwargs)
@@ -102,7 +104,7 @@ def transform_reason(*values: Any) -> str | None:
         return "inside a forward-mode AD level"
     if torch._C._len_torch_dispatch_stack() > 0:
         return "inside a TorchDispatchMode (fake tensors or tracing)"
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace is recording"
     for tensor in _tensors(values):
         if type(tensor) not in (Tensor, torch.nn.Parameter):

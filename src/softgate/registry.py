@@ -154,8 +154,9 @@ def method(
         )
         known = _METHODS.get(record.qualified_name)
         if register and known is not None and known.function.__module__ != function.__module__:
-            raise StateError(f"two methods are called {record.qualified_name}: {known.function.__module__} and "
-                             f"{function.__module__}")  # fmt: skip
+            raise StateError(
+                f"two methods are called {record.qualified_name}: {known.function.__module__} and {function.__module__}"
+            )
         if register:
             _METHODS[record.qualified_name] = record
         function.__softgate__ = record  # type: ignore[attr-defined]
@@ -165,7 +166,7 @@ def method(
 
 
 def record_of(op: Any) -> Method:
-    """Return the record of ``op``: a decorated function, a record, or a name such as ``"attention.gated_attention"``."""
+    """Return the record of ``op``: a decorated function, a record, or a name (``"attention.gated_attention"``)."""
     if isinstance(op, Method):
         return op
     if isinstance(op, str):

@@ -38,7 +38,10 @@ def test_load_excuses_only_timing(loaded, verdict):
 
 def test_scales_and_missing_cells_are_said_not_hidden():
     assert judge(claim('x["a"] < 1', scales=("paper",)), "smoke", SCALE, ROWS, loaded=False).verdict == "needs hardware"
-    assert judge(claim('x["a"] < 1', scales=("laptop", "paper")), "smoke", SCALE, ROWS, loaded=False).verdict == "not measured"
+    assert (
+        judge(claim('x["a"] < 1', scales=("laptop", "paper")), "smoke", SCALE, ROWS, loaded=False).verdict
+        == "not measured"
+    )
     lost = judge(claim('x["a"] < x["gone"]'), "smoke", SCALE, ROWS, loaded=False)
     assert lost.verdict == "not measured" and "gone" in lost.reason
 

@@ -51,6 +51,11 @@ class CellRun:
             **figures: what to show, e.g. ``loss=2.1, share=0.4``.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        event = {"step": step, "total": total, "seconds": round(time.monotonic() - self._started, 3), **figures}
+        event = {
+            "step": step,
+            "total": total,
+            "seconds": round(time.monotonic() - self._started, 3),
+            **figures,
+        }
         with open(self.folder / EVENTS, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(event) + "\n")

@@ -46,7 +46,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; NaN and infinities are refused by standard JSON, so they become null."""
+    """Write ``value`` as indented JSON, atomically; JSON has no NaN and no infinities, they become null."""
     write_atomic(path, json.dumps(_finite(value), indent=1, sort_keys=False, allow_nan=False) + "\n")
 
 
@@ -73,7 +73,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             stream.seek(0)
             owner = stream.read().strip() or "unknown"
-            raise StateError(f"another run (process {owner}) is using {folder}; wait for it or choose another folder") from None  # fmt: skip
+            raise StateError(f"another run (process {owner}) is using {folder}; wait or choose another") from None
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()

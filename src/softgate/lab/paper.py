@@ -166,11 +166,17 @@ def paper_slugs() -> list[str]:
     return sorted(m.name.replace("_", "-") for m in pkgutil.iter_modules(package.__path__) if m.name[0] != "_")
 
 
-def load_paper(slug: str) -> Paper:
-    """Import the paper called ``slug``; an unknown one raises with the known slugs."""
-    if slug not in paper_slugs():
+def load_paper(slug: str, module: str = "") -> Paper:
+    """Import the paper called ``slug``; an unknown one raises with the known slugs.
+
+    Args:
+        slug: name of the paper.
+        module: importable module to take ``PAPER`` from, for a paper that is not one of softgate's.
+    """
+    if not module and slug not in paper_slugs():
         raise ArgumentValueError(f"paper must be one of {', '.join(paper_slugs())}, got {slug!r}")
-    paper = importlib.import_module(f"softgate.papers.{slug.replace('-', '_')}").PAPER
+    module = module or f"softgate.papers.{slug.replace('-', '_')}"
+    paper = importlib.import_module(module).PAPER
     if not isinstance(paper, Paper) or paper.slug != slug:
-        raise ArgumentValueError(f"softgate.papers.{slug.replace('-', '_')}.PAPER must be a Paper with slug {slug!r}")
+        raise ArgumentValueError(f"{module}.PAPER must be a Paper with slug {slug!r}")
     return paper

@@ -91,7 +91,8 @@ def _lines(plot: Plot, rows: Rows) -> Figure | None:
         several = plot.y.endswith("*")
         shade, style = (PALETTE[index % len(PALETTE)], "-") if several else colour[cell]
         label = f"{cell} {name.removeprefix(plot.y[:-1])}" if several else cell
-        axes.plot(xs, mean, color=shade, linestyle=style, label=label, linewidth=1.6, marker="o" if length < 12 else "", markersize=3)  # fmt: skip
+        marker = "o" if length < 12 else ""
+        axes.plot(xs, mean, color=shade, linestyle=style, label=label, linewidth=1.6, marker=marker, markersize=3)
         if len(curves) > 1:
             low = [min(curve[i] for curve in curves) for i in range(length)]
             high = [max(curve[i] for curve in curves) for i in range(length)]
@@ -118,7 +119,8 @@ def _bars(plot: Plot, rows: Rows) -> Figure | None:
             axes.vlines(position, min(values), max(values), color="black", linewidth=1)
     several = plot.y.endswith("*")
     names = [f"{cell}\n{name.removeprefix(plot.y[:-1])}" if several else cell for cell, name in series]
-    axes.set_xticks(range(len(series)), names, rotation=30 if len(series) > 4 else 0, ha="right" if len(series) > 4 else "center")  # fmt: skip
+    crowded = len(series) > 4
+    axes.set_xticks(range(len(series)), names, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.grid(axis="x", visible=False)
     _reference(axes, plot)
     if plot.reference:

@@ -12,7 +12,12 @@ from softgate.lab.paper import Claim, Scale
 from softgate.lab.relation import MissingFigure, evaluate, figures_in
 
 Verdict = Literal[
-    "reproduced", "reproduced in direction", "not reproduced", "inconclusive", "needs hardware", "not measured"
+    "reproduced",
+    "reproduced in direction",
+    "not reproduced",
+    "inconclusive",
+    "needs hardware",
+    "not measured",
 ]
 
 

@@ -16,8 +16,13 @@ def index_page(results: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
         marks = [tag("div", verdict_mark(v), f" × {verdicts.count(v)}") for v in dict.fromkeys(verdicts)]
         paper, machine = record["paper"], record["environment"]
         rows.append(
-            [link(address, paper["title"]), record["scale"], tag("div", *marks), f"{record['seconds'] / 60:.1f} min",
-             str(machine.get("date", ""))[:10]]  # fmt: skip
+            [
+                link(address, paper["title"]),
+                record["scale"],
+                tag("div", *marks),
+                f"{record['seconds'] / 60:.1f} min",
+                str(machine.get("date", ""))[:10],
+            ]
         )
     empty = tag("p", "Nothing has been reproduced here yet: run ", tag("code", "softgate reproduce PAPER"), ".")
     body = table(["Paper", "Scale", "Verdicts", "Time", "Date"], rows) if rows else empty

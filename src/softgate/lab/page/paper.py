@@ -41,7 +41,10 @@ def paper_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
 
 
 def _byline(paper: Mapping[str, Any]) -> Markup:
-    parts: list[object] = [link(f"https://arxiv.org/abs/{paper['arxiv']}", f"arXiv {paper['arxiv']}"), f" · {paper['date']}"]
+    parts: list[object] = [
+        link(f"https://arxiv.org/abs/{paper['arxiv']}", f"arXiv {paper['arxiv']}"),
+        f" · {paper['date']}",
+    ]
     if paper.get("venue"):
         parts.append(f" · {paper['venue']}")
     if paper.get("code"):
@@ -79,7 +82,8 @@ def _measured(claim: Mapping[str, Any]) -> Markup:
     for item in claim["measured"]:
         mean = float("nan") if item["mean"] is None else item["mean"]
         stat = Stat(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
-        lines += [str(stat), tag("span", f" ({len(item['values'])} seeds)" if len(item["values"]) > 1 else " (1 seed)", cls="soft"), tag("br")]  # fmt: skip
+        count = len(item["values"])
+        lines += [str(stat), tag("span", f" ({count} seed{'s' * (count > 1)})", cls="soft"), tag("br")]
     return tag("div", *lines)
 
 
@@ -101,8 +105,16 @@ def _cells(results: Mapping[str, Any]) -> Markup:
         state = cell["status"] if cell["status"] != "done" else f"{cell['seconds']:.0f} s"
         numbers = ["" if name not in scalars else _number(scalars[name]) for name in names]
         rows.append([cell["name"], cell["seed"], state, *numbers])
-    errors = [tag("p", tag("strong", f"{cell['name']}, seed {cell['seed']}: "), cell["error"].strip().splitlines()[-1], cls="bad")
-              for cell in results["cells"] if cell.get("error")]  # fmt: skip
+    errors = [
+        tag(
+            "p",
+            tag("strong", f"{cell['name']}, seed {cell['seed']}: "),
+            cell["error"].strip().splitlines()[-1],
+            cls="bad",
+        )
+        for cell in results["cells"]
+        if cell.get("error")
+    ]
     return tag("div", table(["cell", "seed", "time", *names], rows, range(1, 3 + len(names))), *errors)
 
 

@@ -1,0 +1,5 @@
+"""``python -m softgate``."""
+
+from softgate.cli import main
+
+main()

@@ -1,0 +1,247 @@
+"""The command line. Heavy imports happen inside the commands: ``softgate --help`` does not import torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softgate.errors import ArgumentTypeError, ArgumentValueError, SoftgateError
+
+app = typer.Typer(
+    name="softgate",
+    help="Softmax and gating in deep networks: list the papers, reproduce their claims, look at this machine.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+OutDir = Annotated[Path, typer.Option("--out", help="Folder that receives PAPER/SCALE/.")]
+
+USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
+
+
+def main() -> None:
+    """Entry point of the ``softgate`` command."""
+    with _errors_as_exit_codes():
+        app()
+
+
+@contextmanager
+def _errors_as_exit_codes() -> Iterator[None]:
+    """Exit 2 for a wrong argument and 3 for what this machine lacks, with one sentence instead of a traceback."""
+    try:
+        yield
+    except (ArgumentValueError, ArgumentTypeError) as error:
+        _fail(error, USAGE)
+    except SoftgateError as error:
+        _fail(error, ENVIRONMENT)
+    except OSError as error:
+        _fail(error, ENVIRONMENT)
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _fail(error: BaseException, code: int) -> None:
+    Console(stderr=True).print(Text(f"softgate: {error}", style="red"), soft_wrap=True)
+    raise SystemExit(code) from None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        from softgate import __version__
+
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def papers(
+    query: Annotated[str, typer.Argument(help="Show only papers whose text contains this.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List the papers that can be reproduced."""
+    from softgate.lab.paper import load_paper, paper_slugs
+
+    found = [load_paper(slug) for slug in paper_slugs()]
+    found = [p for p in found if query.lower() in f"{p.slug} {p.title} {p.summary} {p.arxiv}".lower()]
+    if as_json:
+        keys = ("slug", "title", "arxiv", "date", "summary")
+        _print_json([{key: getattr(p, key) for key in keys} | {"scales": list(p.scales)} for p in found])
+        return
+    table = Table("paper", "title", "date", "claims", "scales")
+    for p in found:
+        minutes = ", ".join(f"{name} {_minutes(scale.minutes, scale.hardware)}" for name, scale in p.scales.items())
+        table.add_row(p.slug, p.title, p.date, str(len(p.claims)), minutes)
+    Console().print(table if found else f"no paper matches {query!r}")
+
+
+def _minutes(minutes: float, hardware: str) -> str:
+    if hardware:
+        return f"({hardware})"
+    return f"{minutes:.0f} min" if minutes >= 1 else f"{minutes * 60:.0f} s"
+
+
+@app.command()
+def show(paper: str, as_json: Json = False) -> None:
+    """Show what PAPER claims and how each scale measures it."""
+    from softgate.lab.paper import load_paper
+
+    record = load_paper(paper)
+    if as_json:
+        claims = [
+            {k: getattr(c, k) for k in ("id", "statement", "paper_figure", "source", "relation", "note")}
+            for c in record.claims
+        ]
+        keys = ("slug", "title", "arxiv", "date", "venue", "summary", "code", "methods", "notes")
+        _print_json({key: getattr(record, key) for key in keys} | {"claims": claims, "scales": list(record.scales)})
+        return
+    console = Console()
+    console.print(Text(record.title, style="bold"))
+    console.print(Text(f"arXiv {record.arxiv} · {record.date} {record.venue}\n{record.summary}"))
+    table = Table("claim", "paper's figure", "relation that must hold", show_lines=True)
+    for claim in record.claims:
+        table.add_row(Text(claim.statement), Text(f"{claim.paper_figure}\n{claim.source}"), Text(claim.relation))
+    console.print(table)
+    for name, scale in record.scales.items():
+        cells = ", ".join(cell.name for cell in scale.cells)
+        console.print(Text(f"{name} ({_minutes(scale.minutes, scale.hardware)}, {scale.seeds} seed(s)): {cells}"))
+    console.print(Text(f"methods: {', '.join(record.methods)}"))
+
+
+@app.command()
+def reproduce(
+    papers: Annotated[list[str], typer.Argument(metavar="PAPER...", help="Papers, as `softgate papers` lists them.")],
+    scale: Annotated[
+        str, typer.Option(help="smoke (a minute), laptop (minutes), or paper (its own hardware).")
+    ] = "laptop",
+    seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the scale's own by default.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    out: OutDir = Path("runs"),
+    on: Annotated[Literal["local", "ray"], typer.Option(help="Local processes, or a Ray cluster.")] = "local",
+    workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one per core by default.")] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where cells compute.")] = "cpu",
+    download: Annotated[bool, typer.Option("--download", help="Missing data sets may be downloaded.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the claims of PAPER on this machine and set them beside the paper's figures."""
+    from softgate.lab.paper import load_paper
+    from softgate.lab.progress import GridView
+    from softgate.lab.reproduce import reproduce as run
+    from softgate.lab.summary import print_summary
+
+    for slug in papers:  # a wrong name fails now, not after an hour
+        load_paper(slug).scale(scale)
+    console = Console(stderr=as_json)
+    codes = []
+    for slug in papers:
+        with GridView(console, f"{slug} · scale {scale}") as view:
+            outcome = run(
+                slug,
+                scale=scale,
+                seeds=seeds,
+                resume=resume,
+                out=out,
+                on=on,
+                workers=workers,
+                device=device,
+                download=download,
+                poll=view.update,
+            )
+        print_summary(console, outcome)
+        if as_json:
+            _print_json(outcome.results)
+        codes.append(outcome.exit_code)
+        if outcome.interrupted:
+            break
+    _write_index(out)
+    raise typer.Exit(max(codes))
+
+
+def _write_index(out: Path) -> Path:
+    from softgate.lab.files import write_atomic
+    from softgate.lab.page import index_page
+    from softgate.lab.reproduce import PAGE, RESULTS
+
+    found = []
+    for path in sorted(out.glob(f"*/*/{RESULTS}")):
+        address = path.with_name(PAGE).relative_to(out).as_posix()
+        found.append((address, json.loads(path.read_text(encoding="utf-8"))))
+    write_atomic(out / PAGE, index_page(found))
+    return out / PAGE
+
+
+@app.command()
+def report(
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
+    out: OutDir = Path("runs"),
+) -> None:
+    """Write the index page over every reproduction below OUT."""
+    page = _write_index(out)
+    print(page)
+    if open_page:
+        typer.launch(page.resolve().as_uri())
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def bench(
+    site: Annotated[str, typer.Argument(help="Which benchmarks to run; without it, list them.")] = "",
+    arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to the benchmark.")] = None,
+) -> None:
+    """Run the benchmarks of SITE (needs a checkout: they are not part of the installed package)."""
+    import subprocess
+
+    folder = Path(__file__).resolve().parents[2] / "benchmarks"
+    known = sorted(path.stem for path in folder.glob("*.py") if not path.name.startswith("_"))
+    if not known:
+        raise FileNotFoundError(
+            "the benchmarks are files of a checkout and this is an installed package; clone the project"
+        )
+    if not site:
+        print("\n".join(known))
+        return
+    if site not in known:
+        raise ArgumentValueError(f"SITE must be one of {', '.join(known)}, got {site!r}")
+    raise typer.Exit(subprocess.call([sys.executable, str(folder / f"{site}.py"), *(arguments or [])]))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Say what works on this machine: kernels, versions and clashes, data, GPU."""
+    from dataclasses import asdict
+
+    from softgate.lab.doctor import diagnose
+
+    findings = diagnose()
+    if as_json:
+        _print_json([asdict(finding) for finding in findings])
+    else:
+        table = Table("", "topic", "finding", "what to do", box=None)
+        marks = {
+            "ok": Text("✓", style="green"),
+            "warn": Text("!", style="yellow"),
+            "missing": Text("–", style="dim"),
+        }
+        for finding in findings:
+            table.add_row(marks[finding.status], finding.topic, Text(finding.message), Text(finding.fix))
+        Console().print(table)
+    raise typer.Exit(ENVIRONMENT if any(finding.status == "warn" for finding in findings) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The table that a reproduction ends with on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from softgate.lab.reproduce import PAGE, Outcome
+
+_STYLE = {
+    "reproduced": "bold green",
+    "not reproduced": "bold red",
+    "reproduced in direction": "yellow",
+    "inconclusive": "yellow",
+}
+
+
+def print_summary(console: Console, outcome: Outcome) -> None:
+    """Print claim · paper's figure · measured · verdict, then where everything lies."""
+    if outcome.interrupted:
+        console.print(
+            f"Interrupted. Continue with: [bold]{outcome.results['command']} --resume[/bold]", highlight=False
+        )
+        return
+    table = Table(
+        title=f"{outcome.paper.title} · scale {outcome.results['scale']}",
+        title_justify="left",
+        show_lines=True,
+    )
+    for heading, ratio in (("Claim", 3), ("Paper's figure", 2), ("Measured", 3), ("Verdict", 2)):
+        table.add_column(heading, ratio=ratio)
+    for claim, judgement in zip(outcome.paper.claims, outcome.judgements, strict=True):
+        measured = "\n".join(map(str, judgement.measured))
+        seeds = f"\n{judgement.seeds_held[0]} of {judgement.seeds_held[1]} seeds" if judgement.seeds_held else ""
+        verdict = Text(judgement.verdict, style=_STYLE.get(judgement.verdict, "dim"))
+        verdict.append(seeds + (f"\n{judgement.reason}" if judgement.reason else ""), style="dim")
+        statement = Text(claim.statement + "\n")
+        statement.append(judgement.relation, style="dim")
+        table.add_row(statement, Text(f"{claim.paper_figure}\n{claim.source}"), Text(measured), verdict)
+    console.print(table)
+    for cell in outcome.results["cells"]:
+        if cell["status"] != "done":
+            console.print(
+                Text(
+                    f"{cell['name']} seed {cell['seed']} {cell['status']}: {(cell['error'] or '').strip()}",
+                    style="red",
+                )
+            )
+    console.print(f"{outcome.results['seconds']:.0f} s · page: {outcome.folder / PAGE}", highlight=False)
