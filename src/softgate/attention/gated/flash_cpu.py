@@ -1,0 +1,175 @@
+"""Gated attention on torch's CPU flash kernel: the gate is applied in place, and only Y' is kept for backward.
+
+Composing scaled_dot_product_attention, sigmoid and a product keeps Y and the gate besides Y' (which the output
+projection keeps anyway). Here Y is overwritten by Y' = Y ⊙ g, and backward needs only Y', the log-sum-exp and the
+inputs, since for g = σ(G)
+
+    dY = dY' ⊙ g,   Δ = rowsum(dY ⊙ Y) = rowsum(dY' ⊙ Y'),   dG = dY' ⊙ Y' ⊙ (1 - g)
+
+No division stands in dG, so closed gates are safe. torch's backward kernel forms Δ from Y itself; Y'/g serves there,
+with g bounded away from 0: where the bound acts, the element's share dY' ⊙ Y' of Δ is below rounding anyway.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softgate._math import masks
+from softgate.attention.gated.reference import GateActivation, gate_scores, gated_attention_reference
+
+#: Gates whose gradient can be had from Y' alone; for others the product is left to autograd.
+_LEAN = ("sigmoid", "ns_sigmoid")
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def refuses(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    gate_activation: GateActivation = "sigmoid",
+    gate_is_logit: bool = True,
+    window: int | None = None,
+    backend: str = "auto",
+) -> str | None:
+    """Say why this call cannot run here, None if it can."""
+    if backend not in ("auto", "flash_cpu"):
+        return f"backend={backend!r} was asked for"
+    if query.device.type != "cpu":
+        return f"it runs on the CPU only, the tensors are on {query.device}"
+    if not hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward"):
+        return "this version of torch has no flash attention for the CPU"
+    if query.dtype not in _DTYPES:
+        return f"no kernel for {query.dtype}"
+    if query.ndim != 4 or 0 in query.shape or 0 in key.shape:
+        return "it needs four dimensions, none of them empty"
+    if value.shape[-1] != query.shape[-1]:
+        return "value and query have different numbers of features"
+    if dropout_p > 0.0:
+        return "it has no dropout"
+    if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
+        return "it gives no gradient for attn_mask"
+    return None
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    gate: Tensor | None,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    gate_activation: GateActivation = "sigmoid",
+    gate_is_logit: bool = True,
+    window: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Arguments and result of :func:`softgate.attention.gated_attention`."""
+    query, key, value = masks.cast_for_autocast(query, key, value)
+    with masks.without_autocast(query):
+        top_left = is_causal and attn_mask is None and window is None and query.shape[-2] == key.shape[-2]
+        mask = None
+        if not top_left:
+            mask = masks.additive_mask(masks.resolve_mask(attn_mask, query, key, is_causal, window), query.dtype)
+            mask = mask if mask is None or mask.ndim in (2, 4) else mask[None]
+        factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        fused = gate is not None and gate_is_logit and gate_activation in _LEAN
+        y_BHTD: Tensor = _FlashGated.apply(
+            query, key, value, gate if fused else None, mask, top_left, factor, gate_activation if fused else None
+        )
+        if fused or gate is None:
+            return y_BHTD
+        return (y_BHTD * gate_scores(gate, gate_activation, gate_is_logit)).to(query.dtype)
+
+
+class _FlashGated(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        gate: Tensor | None,
+        mask: Tensor | None,
+        is_causal: bool,
+        scale: float,
+        activation: str | None,
+    ) -> Tensor:
+        q_BHTD, k_BGSD, v_BGSD = (_unit_stride(x) for x in (query, key, value))
+        y_BHTD, lse_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q_BHTD, k_BGSD, v_BGSD, 0.0, is_causal, attn_mask=mask, scale=scale
+        )
+        if gate is not None and activation is not None:
+            y_BHTD.mul_(gate_scores(gate, activation, True))
+        ctx.save_for_backward(query, key, value, gate, mask, y_BHTD, lse_BHT)
+        ctx.is_causal, ctx.scale, ctx.activation = is_causal, scale, activation
+        return y_BHTD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, gate, mask, gated_BHTD, lse_BHT = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: the kernel's backward has no derivative of its own
+            return (*_differentiable_backward(ctx, query, key, value, gate, mask, grads[0]), *4 * (None,))
+        dy_BHTD, y_BHTD, dgate = grads[0], gated_BHTD, None
+        if gate is not None:
+            dy_BHTD, y_BHTD, dgate = _through_gate(grads[0], gated_BHTD, gate, ctx.activation)
+        dq_BHTD, dk_BGSD, dv_BGSD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            _unit_stride(dy_BHTD),
+            *(_unit_stride(x) for x in (query, key, value, y_BHTD)),
+            lse_BHT,
+            0.0,
+            ctx.is_causal,
+            attn_mask=mask,
+            scale=ctx.scale,
+        )
+        return dq_BHTD, dk_BGSD, dv_BGSD, dgate, None, None, None, None
+
+
+def _through_gate(dgated: Tensor, gated: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+    """From dY', Y' and the logits: dY, Y and the gradient of the logits, in the dtypes of Y, Y and the logits."""
+    open_ = gate_scores(gate, "sigmoid", True)
+    g = open_ if activation == "sigmoid" else 0.5 + 0.5 * open_
+    safe = g.clamp_min(torch.finfo(g.dtype).tiny / torch.finfo(g.dtype).eps)
+    y = (gated / safe).to(gated.dtype)
+    share = dgated * gated if activation == "sigmoid" else dgated * y * (0.5 * open_)
+    dgate = (share.to(g.dtype) * (1 - open_)).sum_to_size(gate.shape)
+    return (dgated * g).to(gated.dtype), y, dgate.to(gate.dtype)
+
+
+def _differentiable_backward(
+    ctx: Any, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, mask: Tensor | None, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k, v and gate as functions of all of them, by way of the reference."""
+    with masks.without_autocast(query):
+        y = gated_attention_reference(
+            query,
+            key,
+            value,
+            gate,
+            mask,
+            is_causal=ctx.is_causal,
+            scale=ctx.scale,
+            gate_activation=ctx.activation or "sigmoid",
+        )
+    inputs = (query, key, value, gate)
+    wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if x is not None and need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+    return tuple(next(found) if need else None for need in ctx.needs_input_grad[:4])
+
+
+def _unit_stride(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
