@@ -41,10 +41,6 @@ def print_summary(console: Console, outcome: Outcome) -> None:
     console.print(table)
     for cell in outcome.results["cells"]:
         if cell["status"] != "done":
-            console.print(
-                Text(
-                    f"{cell['name']} seed {cell['seed']} {cell['status']}: {(cell['error'] or '').strip()}",
-                    style="red",
-                )
-            )
+            reason = (cell["error"] or "no reason given").strip().splitlines()[-1]
+            console.print(Text(f"{cell['name']} seed {cell['seed']} {cell['status']}: {reason}", style="red"))
     console.print(f"{outcome.results['seconds']:.0f} s · page: {outcome.folder / PAGE}", highlight=False)

@@ -25,6 +25,10 @@ def tag(name: str, *children: object, cls: str = "", **attributes: str) -> Marku
     return Markup(f"<{name}{head}>{''.join(map(escape, children))}</{name}>")
 
 
+#: A line break, the one element here without content.
+BREAK = Markup("<br>")
+
+
 def link(url: str, text: object) -> Markup:
     """A link to ``url``; only https and relative addresses are written as links."""
     safe = url.startswith("https://") or ":" not in url.split("/", 1)[0]
@@ -33,7 +37,7 @@ def link(url: str, text: object) -> Markup:
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], numeric: Sequence[int] = ()) -> Markup:
     """A table; columns in ``numeric`` are right-aligned."""
-    head = tag("tr", *[tag("th", cell) for cell in header])
+    head = tag("tr", *[tag("th", cell, cls="num" if i in numeric else "") for i, cell in enumerate(header)])
     body = [
         tag("tr", *[tag("td", cell, cls="num" if i in numeric else "") for i, cell in enumerate(row)]) for row in rows
     ]

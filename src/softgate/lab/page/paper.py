@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from softgate.lab.page.html import Markup, document, link, table, tag, verdict_mark
+from softgate.lab.page.html import BREAK, Markup, document, link, table, tag, verdict_mark
 from softgate.lab.verdicts import Stat, format_number
 
 
@@ -56,23 +56,23 @@ def _verdict_line(results: Mapping[str, Any]) -> Markup:
     verdicts = [claim["verdict"] for claim in results["claims"]]
     counted: list[object] = []
     for verdict in dict.fromkeys(verdicts):
-        counted += [verdict_mark(verdict), f" {verdicts.count(verdict)} of {len(verdicts)}", "   "]
-    return tag("p", *counted)
+        counted.append(tag("span", verdict_mark(verdict), f" {verdicts.count(verdict)} of {len(verdicts)}"))
+    return tag("p", *counted, cls="tally")
 
 
 def _claims(results: Mapping[str, Any]) -> Markup:
     rows = []
     for claim in results["claims"]:
-        statement = [tag("strong", claim["statement"]), tag("br"), tag("code", claim["relation"])]
+        statement = [tag("strong", claim["statement"]), BREAK, tag("code", claim["relation"])]
         if claim["note"]:
-            statement += [tag("br"), tag("span", claim["note"], cls="soft")]
+            statement += [BREAK, tag("span", claim["note"], cls="soft")]
         verdict: list[object] = [verdict_mark(claim["verdict"])]
         if claim["seeds_held"]:
             held, count = claim["seeds_held"]
-            verdict += [tag("br"), tag("span", f"holds on {held} of {count} seeds alone", cls="soft")]
+            verdict += [BREAK, tag("span", f"holds on {held} of {count} seeds alone", cls="soft")]
         if claim["reason"]:
-            verdict += [tag("br"), tag("span", claim["reason"], cls="soft")]
-        paper_figure = [claim["paper_figure"], tag("br"), tag("span", claim["source"], cls="soft")]
+            verdict += [BREAK, tag("span", claim["reason"], cls="soft")]
+        paper_figure = [claim["paper_figure"], BREAK, tag("span", claim["source"], cls="soft")]
         rows.append([tag("div", *statement), tag("div", *paper_figure), _measured(claim), tag("div", *verdict)])
     return table(["Claim and relation", "Paper's figure", "Measured (mean ± spread over seeds)", "Verdict"], rows)
 
@@ -83,7 +83,7 @@ def _measured(claim: Mapping[str, Any]) -> Markup:
         mean = float("nan") if item["mean"] is None else item["mean"]
         stat = Stat(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
         count = len(item["values"])
-        lines += [str(stat), tag("span", f" ({count} seed{'s' * (count > 1)})", cls="soft"), tag("br")]
+        lines += [str(stat), tag("span", f" ({count} seed{'s' * (count > 1)})", cls="soft"), BREAK]
     return tag("div", *lines)
 
 

@@ -1,0 +1,82 @@
+"""What the rooms offer: lazily re-exported, stated in a stub, importable as written."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import softgate
+from softgate._lazy import public_names, stub
+from softgate.registry import SITES, methods
+
+SOURCE = Path(softgate.__file__).parent
+ROOMS = sorted(p.parent for p in SOURCE.glob("*/__init__.py") if "attach(__name__)" in p.read_text(encoding="utf-8"))
+
+#: The contract of the first three papers.
+NAMES = {
+    "normalizers": [
+        "softmax", "log_softmax", "logsumexp", "logsumexp_pair", "merge_pairs", "Softmax",
+        "stablemax", "log_stablemax", "StableMax",
+    ],
+    "losses": ["stablemax_cross_entropy", "StableMaxCrossEntropyLoss", "collapse_free_cross_entropy"],
+    "optim": ["OrthoGrad", "project_orthogonal_"],
+    "attention": ["gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg"],
+    "diagnostics": ["attention_sink", "softmax_collapse", "nlm_alignment"],
+    "numpy": ["softmax", "log_softmax", "logsumexp"],
+    "testing": ["check_op"],
+    "native": ["info"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("room", "name"), [(room, name) for room, names in NAMES.items() for name in names])
+def test_promised_names_are_importable(room, name):
+    assert callable(getattr(importlib.import_module(f"softgate.{room}"), name))
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda p: p.name)
+def test_every_listed_name_exists_and_is_documented(room):
+    module = importlib.import_module(f"softgate.{room.name}")
+    for name in public_names(room):
+        assert getattr(module, name).__doc__, f"{room.name}.{name} has no docstring"
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=lambda p: p.name)
+def test_stub_states_what_the_room_offers(room):
+    assert (room / "__init__.pyi").read_text(encoding="utf-8") == stub(room), "run: make stubs"
+
+
+def test_rooms_are_known_sites():
+    assert {room.name for room in ROOMS} <= set(SITES)
+
+
+def test_unknown_names_raise_attribute_errors_that_help():
+    with pytest.raises(AttributeError, match="gated_attention"):
+        _ = softgate.attention.nonsense
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = softgate.nonsense
+
+
+def test_a_module_may_not_hide_a_function(tmp_path):
+    (tmp_path / "twin.py").write_text('__all__ = ["twin"]\n')
+    with pytest.raises(ImportError, match="twin"):
+        public_names(tmp_path)
+
+
+def test_two_modules_may_not_offer_one_name(tmp_path):
+    for module in ("a", "b"):
+        (tmp_path / f"{module}.py").write_text('__all__ = ["same"]\n')
+    with pytest.raises(ImportError, match="same"):
+        public_names(tmp_path)
+
+
+def test_every_method_is_public_where_its_record_says():
+    for record in methods():
+        assert getattr(importlib.import_module(f"softgate.{record.site}"), record.name) is record.function
+
+
+def test_importing_softgate_and_its_numpy_entry_point_imports_no_torch():
+    code = "import sys, softgate, softgate.numpy as s\nassert s.softmax([0.0, 0.0]).tolist() == [0.5, 0.5]\n"
+    code += "assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
