@@ -174,16 +174,12 @@ def reproduce(
 
 
 def _write_index(out: Path) -> Path:
-    from softgate.lab.files import write_atomic
-    from softgate.lab.page import index_page
-    from softgate.lab.reproduce import PAGE, RESULTS
+    from softgate.lab.page import write_index
 
-    found = []
-    for path in sorted(out.glob(f"*/*/{RESULTS}")):
-        address = path.with_name(PAGE).relative_to(out).as_posix()
-        found.append((address, json.loads(path.read_text(encoding="utf-8"))))
-    write_atomic(out / PAGE, index_page(found))
-    return out / PAGE
+    page, unreadable = write_index(out)
+    for path, reason in unreadable:
+        Console(stderr=True).print(Text(f"left out {path}: {reason}", style="yellow"), soft_wrap=True)
+    return page
 
 
 @app.command()

@@ -16,7 +16,7 @@ from softgate.lab.verdicts import Rows
 
 #: Okabe-Ito: eight colours that stay apart for colour-blind readers.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "svg.hashsalt": "softgate",
     "svg.fonttype": "none",  # text stays text: small files, selectable, searchable
     "font.family": "sans-serif",

@@ -14,13 +14,10 @@ from softgate.errors import ArgumentValueError
 from softgate.lab.environment import environment
 from softgate.lab.files import folder_lock, write_atomic, write_json
 from softgate.lab.grid import CellResult, CellState, CellTask, run_grid
-from softgate.lab.page import paper_page
+from softgate.lab.page import PAGE, RESULTS, paper_page
 from softgate.lab.paper import Cell, Paper, Scale, load_paper
 from softgate.lab.plots import draw
 from softgate.lab.verdicts import Judgement, judge
-
-RESULTS = "results.json"
-PAGE = "index.html"
 
 
 @dataclass(frozen=True)

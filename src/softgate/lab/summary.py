@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softgate.lab.reproduce import PAGE, Outcome
+from softgate.lab.page import PAGE
+from softgate.lab.reproduce import Outcome
 
 _STYLE = {
     "reproduced": "bold green",
