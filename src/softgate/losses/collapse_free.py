@@ -1,0 +1,121 @@
+"""Softmax cross-entropy that keeps its loss and gradient where the ordinary one rounds both to zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from softgate._math.compress import compute_dtype, exclusive_log_softmax
+from softgate.dispatch import call
+from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
+from softgate.losses._targets import (
+    autocast_input,
+    check_loss_arguments,
+    class_axis,
+    expected_cost,
+    hide_ignored,
+)
+from softgate.registry import Kernel, method, record_of
+
+__all__ = ["collapse_free_cross_entropy"]
+
+
+def _reference(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """``-log softmax(z)`` with the largest logit left out of the sum, see :func:`exclusive_log_softmax`."""
+    axis = class_axis(input)
+    wide = hide_ignored(input, target, ignore_index).to(compute_dtype(input.dtype))
+    costs = -exclusive_log_softmax(wide, axis)
+    return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
+
+
+class _SoftmaxRows:
+    """``rest`` is the sum of exponentials without the target's, so ``1 - p_y = rest / total`` exactly; pivot: maximum."""
+
+    @staticmethod
+    def rest(x: Tensor, index: Tensor, scratch: tuple[Tensor, Tensor], pivot: Tensor, rest: Tensor) -> None:
+        scores, _ = scratch
+        torch.amax(x, 1, keepdim=True, out=pivot)
+        torch.sub(x, pivot, out=scores).exp_()
+        torch.sum(scores.scatter_(1, index, 0.0), 1, keepdim=True, out=rest)
+
+    @staticmethod
+    def finish(x_target: Tensor, pivot: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+        gap = pivot - x_target
+        total = rest + torch.exp(-gap)
+        return gap + torch.where(gap == 0.0, rest.log1p(), total.log()), total
+
+    @staticmethod
+    def slopes(x: Tensor, out: Tensor, pivot: Tensor, scale: Tensor) -> None:
+        torch.sub(x, pivot, out=out).exp_().mul_(scale)
+
+    @staticmethod
+    def slope_at_target(x_target: Tensor, pivot: Tensor, rest: Tensor, total: Tensor, grad: Tensor) -> Tensor:
+        return -grad * (rest / total)
+
+    @staticmethod
+    def rows(x: Tensor, index: Tensor) -> Tensor:
+        return -exclusive_log_softmax(x, 1).gather(1, index.unsqueeze(1)).squeeze(1)
+
+
+@method(
+    site="losses",
+    family="loss",
+    paper="stablemax",
+    source="remedy for Softmax Collapse (sec. 3, eq. 4) by exclusion instead of a new normaliser; softgate's addition",
+    reference=_reference,
+    kernels=(Kernel("blocks", row_kernel(_SoftmaxRows), row_kernel_refuses),),
+    variants={"default": {}, "sum": {"reduction": "sum"}, "smoothing": {"label_smoothing": 0.1}},
+    laws=("nonnegative", "shift_invariant"),
+    output_range=(0.0, float("inf")),
+    deviations=("not in the paper; equal to softmax cross-entropy in exact arithmetic",),
+)
+def collapse_free_cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Softmax cross-entropy with full relative precision at any margin, a drop-in for ``F.cross_entropy``.
+
+    .. math:: L = \mathrm{softplus}(\mathrm{LSE}_{j \ne y} z_j - z_y), \qquad
+              \frac{\partial L}{\partial z_y} = -\sigma(\mathrm{LSE}_{j \ne y} z_j - z_y)
+
+    ``F.cross_entropy`` in float32 returns a loss and gradient of exactly 0 once the target leads by 17 (float16: 7.6,
+    bfloat16: 5.5), because the other exponentials vanish beside 1. Leaving the target out of the sum keeps both to
+    rounding until the exponential itself underflows, at a margin near 88. It removes the collapse, not the growth of
+    the logits that leads there: see :class:`softgate.optim.OrthoGrad` for that.
+
+    Args:
+        input: logits ``(C,)``, ``(N, C)`` or ``(N, C, d1, ...)``, real floating point.
+        target: class indices ``()``, ``(N,)`` or ``(N, d1, ...)``, or class probabilities of the shape of ``input``.
+        weight: weight of every class, ``(C,)``.
+        ignore_index: rows with this target contribute neither loss nor gradient.
+        reduction: ``"mean"`` (over the weights of the kept rows), ``"sum"`` or ``"none"``.
+        label_smoothing: in ``[0, 1]``.
+
+    Returns:
+        0-d tensor, or row losses with ``reduction="none"``, in nats and in the dtype of ``input`` (16-bit types are
+        computed in float32). A row with ``+inf`` or NaN, or of only ``-inf``, is NaN, as in ``F.cross_entropy``.
+
+    Raises:
+        ArgumentTypeError: a tensor has the wrong dtype or layout, or an option the wrong type.
+        ArgumentValueError: shapes do not match, a class index is out of range, or an option is not allowed.
+
+    Example:
+        >>> collapse_free_cross_entropy(torch.tensor([30.0, 0.0]), torch.tensor(0))
+        tensor(9.3576e-14)
+
+    Source: the exclusive log-sum-exp form of softmax cross-entropy; collapse as in arXiv 2501.04697, sec. 3.
+    """
+    check_loss_arguments(input, target, weight, ignore_index, reduction, label_smoothing)
+    record = record_of(collapse_free_cross_entropy)
+    return call(record, autocast_input(input), target, weight, ignore_index, reduction, label_smoothing)
