@@ -68,7 +68,8 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
 class _Packer:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
-        self.seen: dict[tuple[Any, ...], str] = {}
+        # holds the tensors too: the address of one that was freed may return as another's
+        self.seen: dict[tuple[Any, ...], tuple[str, Tensor]] = {}
 
     def pack(self, value: Any, path: str) -> Any:
         if value is None or type(value) in (bool, int, str):
@@ -98,12 +99,12 @@ class _Packer:
             raise CheckpointError(f"cannot save {path}: only dense tensors with data can be saved, got {kind}")
         memory = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
         if tensor.numel() and memory in self.seen:
-            return self.seen[memory]
+            return self.seen[memory][0]
         name = path
         while name in self.tensors:  # {"a.b": t, "a": {"b": u}}
             name += "'"
         self.tensors[name] = tensor.detach().to("cpu", copy=True).contiguous()
-        self.seen[memory] = name
+        self.seen[memory] = name, tensor
         return name
 
 
