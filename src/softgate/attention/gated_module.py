@@ -48,7 +48,8 @@ class GatedAttention(nn.Module):
             ``"output_rms_norm"`` and ``"output_silu"``, which replace the gate by a map of the attention output.
         input_dependent: False replaces X W_θ by learned logits that start at 0.
         qk_norm: RMSNorm of queries and keys per head, before the rotation.
-        rope: base of rotary positions (10000.0, …), None for none.
+        rope: base of rotary positions (10000.0, …), a :class:`RotaryEmbedding` (which may turn a part of the features
+            only), or None for none.
         bias: biases of all projections.
         attention: ``"softmax"``, the name of another function ``softgate.attention.<name>_attention``, or a callable
             with the signature of scaled_dot_product_attention, bottom-right causal.
@@ -83,7 +84,7 @@ class GatedAttention(nn.Module):
         activation: str | Callable[[Tensor], Tensor] = "sigmoid",
         input_dependent: bool = True,
         qk_norm: bool = False,
-        rope: float | None = None,
+        rope: float | RotaryEmbedding | None = None,
         bias: bool = False,
         attention: str | Callable[..., Tensor] = "softmax",
         dropout: float = 0.0,
@@ -97,6 +98,8 @@ class GatedAttention(nn.Module):
         for name, flag in {**flags, "qk_norm": qk_norm, "bias": bias}.items():
             if not isinstance(flag, bool):
                 bad_type(name, flag, "a bool")
+        if isinstance(rope, bool) or not isinstance(rope, float | int | RotaryEmbedding | None):
+            bad_type("rope", rope, "a base, a RotaryEmbedding or None")
         self.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim = embed_dim, num_heads, num_kv_heads, head_dim
         self.gate_position, self.granularity, self.activation = gate_position, granularity, activation
         self.head_shared, self.multiplicative, self.input_dependent = head_shared, multiplicative, input_dependent
@@ -108,7 +111,7 @@ class GatedAttention(nn.Module):
         self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias)
         self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
         self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
-        self.rotary = None if rope is None else RotaryEmbedding(head_dim, rope)
+        self.rotary = RotaryEmbedding(head_dim, rope) if isinstance(rope, float | int) else rope
         self.gate_proj: nn.Linear | None = None
         self.gate_logits: nn.Parameter | None = None
         self.output_norm: nn.RMSNorm | None = None

@@ -17,7 +17,7 @@ class RotaryEmbedding(nn.Module):
     Paper: RoFormer, arXiv 2104.09864, eq. 15; feature i is paired with feature i + D/2, as in Llama, not with i + 1.
 
     Args:
-        head_dim: even number of features D per head.
+        head_dim: even number of features D that turn, per head.
         base: 10000 in the paper; larger values stretch the wavelengths for long contexts.
     """
 
@@ -48,18 +48,22 @@ class RotaryEmbedding(nn.Module):
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate ``x`` (B, H, T, D) by tables ``cos``, ``sin`` of shape (T, D) or (B, T, D); the dtype of ``x`` is kept.
+    """Rotate ``x`` (B, H, T, D) by tables ``cos``, ``sin`` of shape (T, R) or (B, T, R); the dtype of ``x`` is kept.
+
+    With R < D only the first R features turn (partial rotation, as in Qwen3-Next).
 
     Raises:
         ArgumentValueError: shapes that do not fit.
     """
-    if cos.shape != sin.shape or cos.shape[-2:] != x.shape[-2:] or x.shape[-1] % 2:
+    rotated = cos.shape[-1]
+    if cos.shape != sin.shape or cos.shape[-2] != x.shape[-2] or rotated > x.shape[-1] or rotated % 2:
         raise ArgumentValueError(
-            f"cos and sin must have shape (..., {x.shape[-2]}, {x.shape[-1]}) with an even last dimension, "
+            f"cos and sin must have shape (..., {x.shape[-2]}, R) with R even and at most {x.shape[-1]}, "
             f"got {tuple(cos.shape)} and {tuple(sin.shape)}"
         )
     if cos.ndim == 3:  # one table per sequence: broadcast over heads
         cos, sin = cos[:, None], sin[:, None]
+    x, rest = x[..., :rotated], x[..., rotated:]
     first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+    turned = (x * cos + torch.cat((-second, first), dim=-1) * sin).to(x.dtype)
+    return turned if rest.shape[-1] == 0 else torch.cat((turned, rest), dim=-1)
