@@ -1,0 +1,49 @@
+// ExtExp of the paper: exp(x) = p * 2^n with n an integer held in a float and p in about [0.707, 1.414].
+// Written on the vector operations of the instruction set that includes it.
+#pragma once
+
+namespace softgate {
+namespace {
+
+constexpr float kLog2e = 0x1.715476p+0f;
+constexpr float kLn2Hi = 0x1.62E43p-1f;     // few enough bits for n * kLn2Hi to be exact
+constexpr float kLn2Lo = -0x1.05C61p-29f;   // ln 2 - kLn2Hi
+
+struct ExtExp {
+    Vec p;
+    Vec n;
+};
+
+inline ExtExp ext_exp(Vec x) {
+    const Vec n = round_even(mul(x, set(kLog2e)));
+    Vec t = fnma(n, set(kLn2Hi), x);
+    t = fnma(n, set(kLn2Lo), t);
+    Vec p = fma(t, set(0x1.0F9F9Cp-7f), set(0x1.573A1Ap-5f));
+    p = fma(p, t, set(0x1.555A80p-3f));
+    p = fma(p, t, set(0x1.FFFDC6p-2f));
+    p = fma(p, t, set(0x1.FFFFF6p-1f));
+    return {fma(p, t, set(1.0f)), n};
+}
+
+// ExtExp with -inf (and everything below the range of n) at the bottom of that range; NaN stays NaN.
+inline ExtExp bounded_ext_exp(Vec x) { return ext_exp(max2(set(kLowest), x)); }
+
+// Exponentials relative to one reference; 0 for -inf.
+struct Window {
+    Vec shift, exponent;
+
+    explicit Window(Reference at) : shift(set(at.shift)), exponent(set(at.exponent)) {}
+    Window(Vec s, Vec e) : shift(s), exponent(e) {}
+
+    Vec operator()(Vec x) const {
+        const ExtExp e = bounded_ext_exp(sub(x, shift));
+        return scale2(e.p, sub(e.n, exponent));
+    }
+    Vec times(Vec factor, Vec x) const {
+        const ExtExp e = bounded_ext_exp(sub(x, shift));
+        return scale2(mul(e.p, factor), sub(e.n, exponent));
+    }
+};
+
+}  // namespace
+}  // namespace softgate
