@@ -19,10 +19,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 from softgate.lab.grid import GRACE_SECONDS, RunningCell
-from softgate.lab.task import STDERR, CellResult, CellTask, run_task
+from softgate.lab.task import STDERR, CellResult, CellTask, Status, run_task
 
 _PRELOAD = ["torch", "softgate.lab.local_grid"]
 _TAIL_BYTES = 4000
@@ -42,7 +42,7 @@ class LocalBackEnd:
     def wait(self, cells: Sequence[RunningCell], seconds: float) -> None:
         """Return when a cell reports or ends, at the latest after ``seconds``."""
         local = cast(Sequence[LocalCell], cells)
-        wait([cell.report for cell in local if not cell.report.closed], timeout=seconds)
+        wait([source for cell in local for source in (cell.report, cell.process.sentinel)], timeout=seconds)
 
     def close(self) -> None:
         """Nothing to give back: the server ends with this process."""
@@ -55,44 +55,46 @@ class LocalCell:
         self.report, sender = context.Pipe(duplex=False)
         self._task, self._started = task, time.monotonic()
         arguments = (task, sender, dict(os.environ))
-        self._process = context.Process(target=_worker, args=arguments, name=f"{task.paper}/{task.cell}/{task.seed}")
-        self._process.start()
+        self.process = context.Process(target=_worker, args=arguments, name=f"{task.paper}/{task.cell}/{task.seed}")
+        self.process.start()
         sender.close()  # the worker holds the only other end, so its death is visible as end of file here
 
     def result(self) -> CellResult | None:
         """What the worker reported, or what its exit status says if it died without a report."""
-        if not self.report.poll():
+        alive = self.process.is_alive()  # asked first: what a dead worker had to say is then in the pipe
+        if not self.report.poll() and alive:
             return None
         try:
-            result = CellResult.from_dict(json.loads(self.report.recv_bytes()))
+            result = CellResult.from_dict(json.loads(self.report.recv_bytes())) if self.report.poll() else None
         except EOFError:
-            self._process.join()
-            result = self._obituary()
-        self.report.close()
-        self._process.join(GRACE_SECONDS)
+            result = None
+        self.process.join(GRACE_SECONDS)
         self.kill()
-        return result
+        return result or self._obituary()
 
     def interrupt(self) -> None:
         """Send SIGTERM, at which the training loop writes its checkpoint and any other code is cut short."""
-        self._process.terminate()
+        self.process.terminate()
 
     def kill(self) -> None:
-        """Kill the worker and whatever it started; it leads a process group of its own."""
-        if self._process.is_alive():
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(cast(int, self._process.pid), signal.SIGKILL)
-            self._process.kill()
-            self._process.join()
+        """Kill the worker, if it still runs, and whatever it started: it leads a process group of its own."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(cast(int, self.process.pid), signal.SIGKILL)
+        self.process.kill()
+        self.process.join()
+        self.report.close()
 
     def _obituary(self) -> CellResult:
-        code = self._process.exitcode or 0
+        code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
-        tail = stderr_tail(Path(self._task.folder))
-        error = f"{tail}\nthe process of the cell {how} before it could report".lstrip()
         seconds = round(time.monotonic() - self._started, 3)
-        status = "interrupted" if code == -signal.SIGTERM else "failed"
-        return CellResult(self._task, cast(Any, status), error=error, seconds=seconds)
+        status: Status = "interrupted" if code == -signal.SIGTERM else "failed"
+        return CellResult(self._task, status, error=obituary(self._task, how), seconds=seconds)
+
+
+def obituary(task: CellTask, how: str) -> str:
+    """Error text for a cell whose process ended without a report: what it wrote last, and ``how`` it ended."""
+    return f"{stderr_tail(Path(task.folder))}\nthe process of the cell {how} before it could report".lstrip()
 
 
 def stderr_tail(folder: Path) -> str:
@@ -126,7 +128,7 @@ def capture_output(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sys.stdout.flush()
     sys.stderr.flush()
-    handle = os.open(folder / STDERR, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+    handle = os.open(folder / STDERR, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
     os.close(handle)

@@ -68,6 +68,10 @@ class CellTask:
             bad_value("threads", self.threads, "at least 1")
         check_choice("device", self.device, ("cpu", "cuda"))
 
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able form; ``CellTask(**value)`` reads it back."""
+        return dataclasses.asdict(self)
+
 
 @dataclass(frozen=True)
 class CellResult:
@@ -164,6 +168,8 @@ def _begin(task: CellTask) -> int:
     else:
         (folder / EVENTS).unlink(missing_ok=True)
     (folder / RESULT).unlink(missing_ok=True)
+    with suppress(FileNotFoundError):
+        os.truncate(folder / STDERR, 0)  # not removed: this process may be writing to it
     write_json(folder / ATTEMPTS, {"attempts": earlier + 1})
     return earlier + 1
 
