@@ -48,7 +48,7 @@ def environment() -> dict[str, Any]:
         "packages": installed(PACKAGES),
         "os": f"{platform.system()} {platform.release()}",
         "machine": platform.machine(),
-        **_cpu(),
+        **cpu(),
         "cores": os.cpu_count(),
         "usable_cores": usable_cores(),
         "threads": torch.get_num_threads(),
@@ -110,7 +110,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 @functools.cache
-def _cpu() -> dict[str, Any]:
+def cpu() -> dict[str, Any]:
+    """Model, instruction sets, and the one that torch's own kernels use."""
     model, flags = platform.processor(), set[str]()
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():

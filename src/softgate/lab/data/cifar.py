@@ -56,26 +56,35 @@ _LARGEST_JPEG = 1 << 16
 _MEMBER = re.compile(rf"(?:[\w.-]+/)?(train|test)/({'|'.join(CLASSES)})/\d+\.jpe?g")
 
 
-def load(split: Split, *, download: bool) -> ImageSet:
-    """Load ``split`` from the first data folder that holds CIFAR-10 in a form that can be read."""
+def find(split: Split) -> Path | None:
+    """The folder of batches, the archive or the JPEG zip that the first data folder with CIFAR-10 holds."""
     for folder in candidates(CIFAR10):
         for place in (folder / "cifar-10-batches-bin", folder):
             if all((place / name).is_file() for name in _BATCHES[split]):
-                return _from_batches(place, split)
-        if (folder / CIFAR10.resources[0].name).is_file():
-            return _from_tar(folder / CIFAR10.resources[0].name, split)
-        if (folder / JPEG_ZIP).is_file():
-            return _from_jpeg(folder / JPEG_ZIP, split)
+                return place
+        for archive in (CIFAR10.resources[0].name, JPEG_ZIP):
+            if (folder / archive).is_file():
+                return folder / archive
         if (folder / "cifar-10-python.tar.gz").exists() or (folder / "cifar-10-batches-py").exists():
             raise DamagedDataError(
                 f"{folder} holds the Python version of CIFAR-10, which is a pickle: loading it could run code, so "
                 f"softgate does not. Get the binary version, {CIFAR10.resources[0].url}"
             )
-    if not download:
-        missing(CIFAR10, f"cifar-10-batches-bin, {CIFAR10.resources[0].name} or {JPEG_ZIP}")
-    from softgate.lab.data.fetch import fetch
+    return None
 
-    return _from_tar(fetch(CIFAR10.resources[0], download_folder(CIFAR10)), split)
+
+def load(split: Split, *, download: bool) -> ImageSet:
+    """Load ``split`` in whichever form :func:`find` meets first, or download the official archive."""
+    path = find(split)
+    if path is None:
+        if not download:
+            missing(CIFAR10, f"cifar-10-batches-bin, {CIFAR10.resources[0].name} or {JPEG_ZIP}")
+        from softgate.lab.data.fetch import fetch
+
+        path = fetch(CIFAR10.resources[0], download_folder(CIFAR10))
+    if path.is_dir():
+        return _from_batches(path, split)
+    return _from_jpeg(path, split) if path.name == JPEG_ZIP else _from_tar(path, split)
 
 
 def _from_batches(folder: Path, split: Split) -> ImageSet:

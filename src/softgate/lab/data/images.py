@@ -42,7 +42,12 @@ class ImageSet:
 
 
 def _idx_resources(base: str, *files: tuple[str, int, str]) -> tuple[Resource, ...]:
-    return tuple(Resource(name, base + name, sha256, size) for name, size, sha256 in files)
+    resources = []
+    for name, size, sha256 in files:
+        unpacked = name.removesuffix(".gz")  # some mirrors write "images.idx3" for "images-idx3"
+        names = (unpacked, unpacked.replace("-idx", ".idx"))
+        resources.append(Resource(name, base + name, sha256, size, names))
+    return tuple(resources)
 
 
 # Sizes and SHA-256 of the official files as in the checksum list of TensorFlow Datasets.
@@ -122,10 +127,8 @@ def cifar10(split: Split = "train", *, download: bool = False) -> ImageSet:
 def _idx_set(source: Source, split: Split, classes: tuple[str, ...], download: bool) -> ImageSet:
     check_choice("split", split, SPLITS)
     count = _COUNTS[split]
-    paths = []
-    for resource in source.resources[:2] if split == "train" else source.resources[2:]:
-        raw_name = resource.name.removesuffix(".gz")
-        paths.append(obtain(source, resource, raw_name, raw_name.replace("-idx", ".idx"), download=download))
+    resources = source.resources[:2] if split == "train" else source.resources[2:]
+    paths = [obtain(source, resource, download=download) for resource in resources]
     images, labels = read_idx(paths[0], (count, 28, 28)), read_idx(paths[1], (count,)).long()
     if int(labels.max()) >= len(classes):
         damaged(paths[1], f"label {int(labels.max())} where 0 to {len(classes) - 1} are allowed")

@@ -36,12 +36,14 @@ class Resource:
         url: official address, https.
         sha256: of the whole file, lower-case hexadecimal.
         size: in bytes.
+        alternatives: other names under which people keep the same content, packed or unpacked.
     """
 
     name: str
     url: str
     sha256: str
     size: int
+    alternatives: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,10 +88,10 @@ def candidates(source: Source) -> Iterator[Path]:
                 yield root / name
 
 
-def find_file(source: Source, *names: str) -> Path | None:
-    """The first existing file called one of ``names`` in a folder of ``source``."""
+def find_file(source: Source, resource: Resource) -> Path | None:
+    """The first existing copy of ``resource`` in a folder of ``source``."""
     for folder in candidates(source):
-        for name in names:
+        for name in (resource.name, *resource.alternatives):
             if (folder / name).is_file():
                 return folder / name
     return None
@@ -116,9 +118,9 @@ def missing(source: Source, wanted: str = "") -> NoReturn:
     )
 
 
-def obtain(source: Source, resource: Resource, *alternatives: str, download: bool) -> Path:
-    """Path of ``resource``: found under its name or one of ``alternatives``, or else downloaded and verified."""
-    found = find_file(source, resource.name, *alternatives)
+def obtain(source: Source, resource: Resource, *, download: bool) -> Path:
+    """Path of ``resource``: found on this machine, or else downloaded and verified."""
+    found = find_file(source, resource)
     if found is not None:
         return found
     if not download:

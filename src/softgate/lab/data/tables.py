@@ -30,12 +30,14 @@ NSL_KDD = Source(
             url=_KDD_BASE + "KDDTrain%2B_20Percent.txt",
             sha256="7ea86479faab5ca2190b7f18b4982fb058ce5bf2b46e0e1017d0d9ef90f9c16e",
             size=3_822_033,
+            alternatives=("KDDTrain+_20Percent.txt.gz",),
         ),
         Resource(
             name="KDDTest+.txt",
             url=_KDD_BASE + "KDDTest%2B.txt",
             sha256="fa46b0935342616aa83b7c2578db355b6a7aaabbc492248172c7a1e8b7ab8f84",
             size=3_441_513,
+            alternatives=("KDDTest+.txt.gz",),
         ),
     ),
     origin="NSL-KDD, Tavallaee et al. 2009; free for research",
@@ -113,8 +115,7 @@ def nsl_kdd(split: Split = "train", *, download: bool = False) -> TableSet:
 
 def _kdd_rows(split: str, download: bool) -> list[list[str]]:
     resource = NSL_KDD.resources[0 if split == "train" else 1]
-    path = obtain(NSL_KDD, resource, resource.name + ".gz", download=download)
-    return read_kdd(path, _KDD_ROWS[split])
+    return read_kdd(obtain(NSL_KDD, resource, download=download), _KDD_ROWS[split])
 
 
 def read_kdd(path: Path, count: int) -> list[list[str]]:

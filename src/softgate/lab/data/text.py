@@ -23,6 +23,7 @@ TINY_SHAKESPEARE = Source(
             url="https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt",
             sha256="86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
             size=1_115_394,
+            alternatives=("input.txt",),
         ),
     ),
     origin="plays by William Shakespeare, collected by Andrej Karpathy for char-rnn; public domain",
@@ -114,7 +115,7 @@ def _decode(path: Path, raw: bytes) -> str:
 
 def _tiny_shakespeare(download: bool, characters: int | None) -> Corpus:
     official = TINY_SHAKESPEARE.resources[0]
-    path = obtain(TINY_SHAKESPEARE, official, "input.txt", download=download)
+    path = obtain(TINY_SHAKESPEARE, official, download=download)
     with open(path, "rb") as stream:
         raw = stream.read(official.size + 1)
     if len(raw) != official.size:
