@@ -28,7 +28,14 @@ def band(dtype: torch.dtype, terms: int) -> float:
 
 
 def check_within_budget(
-    actual: Tensor, reference: Tensor, truth: Tensor, *, terms: int, scale: Scale, what: str = "result"
+    actual: Tensor,
+    reference: Tensor,
+    truth: Tensor,
+    *,
+    terms: int,
+    scale: Scale,
+    what: str = "result",
+    size_at_least: float = 0.0,
 ) -> None:
     """Fail unless ``actual`` is as near to ``truth`` as the budget allows.
 
@@ -39,6 +46,8 @@ def check_within_budget(
         terms: how many terms an output entry sums, for the rounding band.
         scale: what an error is measured against.
         what: how the message names the result.
+        size_at_least: for ``scale="tensor"``, a size below which the tensor's own is not taken: an exact result of
+            zero may be the difference of terms of this size.
     """
     if actual.shape != truth.shape:
         fail(f"{what} has shape {tuple(actual.shape)}, the reference gives {tuple(truth.shape)}")
@@ -58,7 +67,7 @@ def check_within_budget(
         return
     low = torch.where(low.isfinite(), low, exact)
     tiny = torch.finfo(dtype).tiny
-    size = exact.abs() if scale == "relative" else exact.abs().max().expand_as(exact)
+    size = exact.abs() if scale == "relative" else exact.abs().max().clamp_min(size_at_least).expand_as(exact)
     counted = size >= tiny  # below the normal range a result may be flushed to zero
     relative = torch.where(counted, (low - exact).abs() / size.clamp_min(tiny), 0.0).max()
     allowed = (2 * relative + band(dtype, terms)) * size + tiny
