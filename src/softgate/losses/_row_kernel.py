@@ -17,7 +17,7 @@ from torch import Tensor
 
 from softgate._math.compress import compute_dtype
 from softgate.dispatch import transform_reason
-from softgate.losses._targets import class_axis, has_class_indices, reduce_rows, split_ignored
+from softgate.losses._targets import has_class_indices, reduce_rows, split_ignored
 
 __all__: list[str] = []
 

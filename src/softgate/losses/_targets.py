@@ -52,7 +52,7 @@ def check_loss_arguments(
     """
     check_float_tensor("input", input)
     if input.ndim == 0:
-        raise ArgumentValueError("input must have a class axis, shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
+        raise ArgumentValueError("input must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
     classes = input.shape[class_axis(input)]
     if classes == 0:
         raise ArgumentValueError(f"input must have at least one class, got shape {tuple(input.shape)}")
@@ -78,20 +78,20 @@ def _check_target(input: Tensor, target: Any, ignore_index: int) -> None:
     if target.dtype.is_floating_point:
         if target.shape != input.shape:
             hint = "; class indices must be int64" if target.shape == rows else ""
-            raise ArgumentValueError(f"target of class probabilities must have the shape of input {tuple(input.shape)}, "
+            raise ArgumentValueError(f"target of class probabilities must have shape {tuple(input.shape)}, "
                                      f"got {tuple(target.shape)}{hint}")  # fmt: skip
         if ignore_index >= 0:
             raise ArgumentValueError(f"ignore_index must be negative for class probabilities, got {ignore_index}")
         return
     if target.dtype not in _INDEX_DTYPES:
-        raise ArgumentTypeError(f"target must be int64 class indices or floating-point probabilities, got {target.dtype}")
+        raise ArgumentTypeError(f"target must be int64 indices or floating-point probabilities, got {target.dtype}")
     if target.shape != rows:
         raise ArgumentValueError(f"target of class indices must have shape {tuple(rows)}, got {tuple(target.shape)}")
     # Elsewhere the values are unknown (tracing) or reading them would stall the device; gather checks them there.
     if target.is_cpu and target.numel() and transform_reason(input, target) is None:
         classes = input.shape[axis]
         low, high = (int(value) for value in target.aminmax())
-        if 0 <= low and high < classes:
+        if low >= 0 and high < classes:
             return
         wrong = target[(target != ignore_index) & ((target < 0) | (target >= classes))]
         if wrong.numel():

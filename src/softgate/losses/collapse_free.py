@@ -36,7 +36,7 @@ def _reference(
 
 
 class _SoftmaxRows:
-    """``rest`` is the sum of exponentials without the target's, so ``1 - p_y = rest / total`` exactly; pivot: maximum."""
+    """``rest`` leaves the target's exponential out, so ``1 - p_y = rest / total``; the pivot is the maximum."""
 
     @staticmethod
     def rest(x: Tensor, index: Tensor, scratch: tuple[Tensor, Tensor], pivot: Tensor, rest: Tensor) -> None:

@@ -36,7 +36,7 @@ def _reference(
 
 
 class _StableMaxRows:
-    """``loss = log1p(rest / s_y)`` in linear scale: no exponential, one logarithm per row, ``s' = min(s, 1)^2``; pivot: ``s_y``."""
+    """``loss = log1p(rest / s_y)`` in linear scale: one logarithm a row, ``s' = min(s, 1)^2``; pivot: ``s_y``."""
 
     @staticmethod
     def rest(x: Tensor, index: Tensor, scratch: tuple[Tensor, Tensor], pivot: Tensor, rest: Tensor) -> None:

@@ -47,8 +47,8 @@ def stablemax(x: Tensor, dim: int = -1) -> Tensor:
         dim: axis to normalise.
 
     Returns:
-        Tensor of the same shape and dtype; every row is positive and sums to 1. ``-inf`` gets exactly 0, ``+inf`` gets 1
-        (several share it), a row of only ``-inf`` or with a NaN is NaN.
+        Tensor of the same shape and dtype; every row is positive and sums to 1. ``-inf`` gets exactly 0, ``+inf`` gets
+        1 (several share it), a row of only ``-inf`` or with a NaN is NaN.
 
     Raises:
         ArgumentTypeError: ``x`` is not a dense real floating-point tensor, or ``dim`` is not an int.

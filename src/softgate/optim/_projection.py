@@ -100,7 +100,8 @@ def _moments(pairs: Sequence[Pair]) -> Tensor:
     if moments.is_cpu and dtype == torch.float32:
         lost = (moments[:, 2] < _UNDERFLOW) | ~moments.isfinite().all(1)
         for row in lost.nonzero().flatten().tolist():
-            moments[row] = torch.stack(_dots(*pairs[row], torch.float64))
+            w, g = pairs[row]
+            moments[row] = torch.stack(_dots(w, g, torch.float64))
     return moments
 
 

@@ -173,7 +173,7 @@ class OrthoGrad(Optimizer):
         **base_kwargs: Any,
     ) -> None:
         if not (inspect.isclass(base_optimizer_cls) and issubclass(base_optimizer_cls, Optimizer)):
-            raise ArgumentTypeError(f"base_optimizer_cls must be a torch.optim.Optimizer class, got {base_optimizer_cls!r}")
+            raise ArgumentTypeError(f"base_optimizer_cls must be an optimizer class, got {base_optimizer_cls!r}")
         if issubclass(base_optimizer_cls, OrthoGrad):
             bad_value("base_optimizer_cls", base_optimizer_cls.__name__, "an optimizer that does not project already")
         _check_options(rescale, scope)
@@ -184,7 +184,8 @@ class OrthoGrad(Optimizer):
             raise ArgumentValueError("params must hold at least one parameter, got none")
         unknown = set(base_kwargs) - set(inspect.signature(base_optimizer_cls).parameters)
         if unknown:
-            raise ArgumentTypeError(f"base_kwargs must be arguments of {base_optimizer_cls.__name__}, got {sorted(unknown)}")
+            known = base_optimizer_cls.__name__
+            raise ArgumentTypeError(f"base_kwargs must be arguments of {known}, got {sorted(unknown)}")
         self.base = base_optimizer_cls(params, **base_kwargs)
         self.rescale, self.scope, self._exclude = rescale, scope, exclude
         self._targets: list[Tensor] = []
