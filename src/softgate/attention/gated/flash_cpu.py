@@ -88,12 +88,34 @@ def run(
             mask = mask if mask is None or mask.ndim in (2, 4) else mask[None]
         factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
         fused = gate is not None and gate_is_logit and gate_activation in _LEAN
-        y_BHTD: Tensor = _FlashGated.apply(
+        y_BHTD, lse_BHT = _FlashGated.apply(
             query, key, value, gate if fused else None, mask, top_left, factor, gate_activation if fused else None
         )
+        if _hides_nan(lse_BHT, query, key):
+            return gated_attention_reference(
+                query,
+                key,
+                value,
+                gate,
+                attn_mask,
+                is_causal=is_causal,
+                scale=scale,
+                gate_activation=gate_activation,
+                gate_is_logit=gate_is_logit,
+                window=window,
+            )
         if fused or gate is None:
             return y_BHTD
         return (y_BHTD * gate_scores(gate, gate_activation, gate_is_logit)).to(query.dtype)
+
+
+def _hides_nan(lse_BHT: Tensor, query: Tensor, key: Tensor) -> bool:
+    """Whether the kernel may have turned a row of NaN into zeros.
+
+    With fewer than 16 keys its row maximum ignores NaN: such a row looks fully masked, output and log-sum-exp are 0
+    (torch 2.13). A true fully masked row looks the same, so the inputs decide.
+    """
+    return bool((lse_BHT == 0).any()) and not bool(query.isfinite().all() and key.isfinite().all())
 
 
 class _FlashGated(torch.autograd.Function):
@@ -108,7 +130,7 @@ class _FlashGated(torch.autograd.Function):
         is_causal: bool,
         scale: float,
         activation: str | None,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         q_BHTD, k_BGSD, v_BGSD = (_unit_stride(x) for x in (query, key, value))
         y_BHTD, lse_BHT = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q_BHTD, k_BGSD, v_BGSD, 0.0, is_causal, attn_mask=mask, scale=scale
@@ -117,7 +139,8 @@ class _FlashGated(torch.autograd.Function):
             y_BHTD.mul_(gate_scores(gate, activation, True))
         ctx.save_for_backward(query, key, value, gate, mask, y_BHTD, lse_BHT)
         ctx.is_causal, ctx.scale, ctx.activation = is_causal, scale, activation
-        return y_BHTD
+        ctx.mark_non_differentiable(lse_BHT)
+        return y_BHTD, lse_BHT
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

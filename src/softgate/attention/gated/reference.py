@@ -120,9 +120,10 @@ def gated_attention_sdpa(
     query, key, value = masks.cast_for_autocast(query, key, value)
     with masks.without_autocast(query):
         # torch aligns is_causal at the top left, so it may only be used where both ends coincide.
-        aligned = is_causal and attn_mask is None and window is None and query.shape[-2] == key.shape[-2]
-        mask = None
-        if not aligned:
+        aligned, mask = False, None
+        if is_causal and attn_mask is None and window is None and query.shape[-2] == key.shape[-2]:
+            aligned = True  # not the expression itself: with dynamic shapes that would be symbolic
+        else:
             resolved = masks.resolve_mask(attn_mask, query, key, is_causal, window)
             mask = resolved.allowed if resolved.bias is None else masks.additive_mask(resolved, query.dtype)
         y_BHTD = F.scaled_dot_product_attention(
