@@ -91,7 +91,8 @@ def _fake_native(monkeypatch: pytest.MonkeyPatch, info: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("info", "status", "word"),
     [
-        ({"available": True, "isa": "avx512"}, "ok", "avx512"),
+        ({"available": True, "isa": "avx512", "best_isa": "avx512"}, "ok", "avx512"),
+        ({"available": True, "isa": "avx2", "best_isa": "avx512"}, "warn", "held back to avx2"),
         ({"available": False, "reason": "wrong ELF class"}, "missing", "wrong ELF class"),
         ({}, "missing", "was not built"),
     ],

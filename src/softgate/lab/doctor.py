@@ -84,7 +84,12 @@ def _kernels() -> Iterator[Finding]:
         return
     info = importlib.import_module("softgate.native").info()
     if info.get("available"):
-        yield Finding("native kernels", "ok", f"built and loaded, {info.get('isa', 'portable')}")
+        isa, best = info.get("isa", "portable"), info.get("best_isa")
+        if best and isa != best:
+            message = f"built and loaded, held back to {isa} where this machine has {best}"
+            yield Finding("native kernels", "warn", message, "unset SOFTGATE_ISA")
+        else:
+            yield Finding("native kernels", "ok", f"built and loaded, {isa}")
     else:
         reason = info.get("reason") or "the extension was not built"
         yield Finding("native kernels", "missing", f"not loaded ({reason}); the torch references run", rebuild)

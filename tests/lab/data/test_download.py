@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -171,6 +173,16 @@ def test_progress_counts_to_the_size(server: str, tmp_path: Path) -> None:
     resource = Resource("content.bin", f"{server}/good", DIGEST, len(CONTENT))
     download(resource, tmp_path, transport=transport, progress=lambda done, total: seen.append((done, total)))
     assert seen == sorted(seen) and seen[-1] == (len(CONTENT), len(CONTENT))
+
+
+def test_a_terminal_gets_a_bar_and_a_log_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (True, False):
+        stream = io.StringIO()
+        stream.isatty = lambda answer=is_terminal: answer  # type: ignore[method-assign]
+        monkeypatch.setattr(sys, "stderr", stream)
+        with fetch.progress_bar("content.bin") as show:
+            show(512, 1024)
+        assert ("content.bin" in stream.getvalue()) == is_terminal
 
 
 def _fetch_in_process(base: str, folder: str) -> None:
