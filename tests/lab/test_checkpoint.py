@@ -323,7 +323,7 @@ def test_a_full_disk(small_disk: Path) -> None:
 def test_a_read_only_disk(small_disk: Path) -> None:
     store = two_generations(small_disk)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(CheckpointError, match="cannot write checkpoint .*Read-only file system"):
+    with pytest.raises(CheckpointError, match=r"cannot write checkpoint .*Read-only file system"):
         store.save({"step": 3})
     with pytest.raises(CheckpointError, match="cannot remove the old checkpoints"):
         store.clear()
