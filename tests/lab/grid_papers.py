@@ -34,6 +34,13 @@ def _stubborn(run: CellRun) -> Figures:
     return {"x": 0.0}
 
 
+def _defiant(run: CellRun) -> Figures:
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(9))
+    run.log(0)
+    time.sleep(60)
+    return {"x": 0.0}
+
+
 def _orphaning(run: CellRun) -> Figures:
     child = os.fork()  # holds every file descriptor of the cell, the report pipe included
     if child == 0:
@@ -79,6 +86,7 @@ CELLS = {
     "nothing": lambda run: None,
     "checkpointing": _checkpointing,
     "stubborn": _stubborn,
+    "defiant": _defiant,
     "sleeps": lambda run: time.sleep(60),
     "orphaning": _orphaning,
     "timed": _timed,

@@ -68,7 +68,7 @@ def test_the_seed_and_the_threads_decide_every_generator(task: Callable[..., Cel
     other = run_task(task("random", seed=1)).figures
     assert first == again
     assert all(first[name] != other[name] for name in ("torch", "numpy", "python"))
-    assert run_task(task("random", threads=2)).figures["threads"] == 2
+    assert run_task(task("random", threads=before + 1)).figures["threads"] == before + 1
     assert torch.get_num_threads() == before
 
 
@@ -265,7 +265,25 @@ def test_a_cell_that_ignores_the_signal_is_killed_after_five_seconds(task: Calla
     )
     assert 5 <= time.monotonic() - started < 25
     assert [result.status for result in results] == ["interrupted"] * 2
-    assert "killed" in results[0].error and "Interrupted" in results[1].error
+    assert "killed after 5 s" in results[0].error and "Interrupted" in results[1].error
+
+
+def test_a_second_signal_kills_at_once(task: Callable[..., CellTask]) -> None:
+    sent: list[float] = []
+
+    def poll(states: Sequence[CellState]) -> None:
+        if states[0].event is not None and len(sent) < 2:
+            sent.append(time.monotonic())
+            os.kill(os.getpid(), signal.SIGINT)
+
+    (result,) = run_grid([task("stubborn")], workers=1, poll=poll)
+    assert time.monotonic() - sent[0] < 4
+    assert result.status == "interrupted" and "second signal" in result.error
+
+
+def test_a_cell_cut_down_while_stopping_counts_as_interrupted(task: Callable[..., CellTask]) -> None:
+    (result,) = run_grid([task("defiant")], workers=1, poll=_signal_after_events(1, signal.SIGTERM))
+    assert result.status == "interrupted" and "exited with status 9" in result.error
 
 
 def test_cells_do_not_outlive_a_killed_parent(task: Callable[..., CellTask], tmp_path: Path) -> None:

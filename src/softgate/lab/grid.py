@@ -189,11 +189,12 @@ class _Grid:
             self.back_end.wait([cell for cell, _ in self.running.values()], _POLL_SECONDS)
             self._collect()
             self._report()
+        waited = "by a second signal" if len(signals) > 1 else f"after {GRACE_SECONDS:g} s"
         for index, (cell, started) in list(self.running.items()):
             cell.kill()
             seconds = round(time.monotonic() - started, 3)
             del self.running[index]
-            error = f"killed: still running {GRACE_SECONDS:g} s after {name}"
+            error = f"did not stop at {name} and was killed {waited}"
             self._finish(index, CellResult(self.states[index].task, "interrupted", error=error, seconds=seconds))
         for index, state in enumerate(self.states):
             if index not in self.results:
@@ -241,5 +242,5 @@ def _caught_signals() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, handler in before.items():  # None stands for a handler that was not installed by Python
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

@@ -53,7 +53,7 @@ class LocalCell:
 
     def __init__(self, context: multiprocessing.context.ForkServerContext, task: CellTask) -> None:
         self.report, sender = context.Pipe(duplex=False)
-        self._task, self._started = task, time.monotonic()
+        self._task, self._started, self._interrupted = task, time.monotonic(), False
         arguments = (task, sender, dict(os.environ))
         self.process = context.Process(target=_worker, args=arguments, name=f"{task.paper}/{task.cell}/{task.seed}")
         self.process.start()
@@ -74,6 +74,7 @@ class LocalCell:
 
     def interrupt(self) -> None:
         """Send SIGTERM, at which the training loop writes its checkpoint and any other code is cut short."""
+        self._interrupted = True
         self.process.terminate()
 
     def kill(self) -> None:
@@ -88,7 +89,7 @@ class LocalCell:
         code = self.process.exitcode or 0
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
         seconds = round(time.monotonic() - self._started, 3)
-        status: Status = "interrupted" if code == -signal.SIGTERM else "failed"
+        status: Status = "interrupted" if self._interrupted else "failed"
         return CellResult(self._task, status, error=obituary(self._task, how), seconds=seconds)
 
 

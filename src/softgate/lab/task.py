@@ -128,8 +128,7 @@ def run_task(task: CellTask) -> CellResult:
     except BaseException as error:  # SystemExit too: a cell that calls sys.exit() must not end the grid
         status: Status = "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
         seconds = round(time.monotonic() - started, 3)
-        result = CellResult(task, status, error=_describe(error), seconds=seconds, attempts=attempts)
-        return result
+        return CellResult(task, status, error=_describe(error), seconds=seconds, attempts=attempts)
 
 
 def _find_cell(task: CellTask) -> tuple[Paper, Cell]:
@@ -155,7 +154,7 @@ def _finished_result(task: CellTask, identity: Mapping[str, Any]) -> CellResult 
             return None
         figures = checked_figures(_restore_nan(record["figures"]))
         return CellResult(task, "done", figures, "", float(record["seconds"]), int(record["attempts"]), reused=True)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
