@@ -5,6 +5,8 @@
 
 namespace softgate {
 
+constexpr Index kReleaseAbove = 4096;  // elements; below, taking Python's lock back costs more than the work
+
 // Choices a caller may leave open.
 enum class Plan : int { automatic = -1, two_pass, recompute, reload, online };
 enum class Streaming : int { automatic = -1, off, on };

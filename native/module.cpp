@@ -8,6 +8,7 @@
 
 #include "cpu.hpp"
 #include "driver.hpp"
+#include "eager.hpp"
 
 namespace nb = nanobind;
 using namespace softgate;
@@ -22,8 +23,6 @@ void* writable(std::uintptr_t p) { return reinterpret_cast<void*>(p); }
 Options options(int plan, bool empty_zero, int threads) {
     return {Plan(plan), Streaming(streaming.load(std::memory_order_relaxed)), empty_zero, threads};
 }
-
-constexpr Index kReleaseAbove = 4096;  // below this many elements taking the lock back costs more than the work
 
 template <class Work>
 void without_gil(Index elements, Work work) {
@@ -77,6 +76,12 @@ NB_MODULE(_native, m) {
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);
     m.def("probe", &probe);
+    m.def("bind_torch", [](nb::handle type, nb::handle capsule, nb::handle get_num_threads) {
+        return bind_torch(type.ptr(), capsule.ptr(), get_num_threads.ptr());
+    }, nb::arg("type"), nb::arg("capsule").none(), nb::arg("get_num_threads"));
+    m.def("eager", [](int op, nb::handle x, nb::handle out, nb::handle dim) {
+        return eager(op, x.ptr(), out.ptr(), dim.ptr());
+    });
     m.def("choose", [](int op, int dtype, Index outer, Index n, Index inner) {
         return int(choose_algorithm(Op(op), Dtype(dtype), {outer, n, inner}));
     });
