@@ -227,7 +227,7 @@ class GatedAttention(nn.Module):
         elif self.gate_position == "sdpa" and self.activation not in _OUTPUT_MAPS:
             gate = self._logits(hidden) if self._fused else self._gate(hidden)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BHTD, k_BGSD = self.q_norm(q_BHTD), self.k_norm(k_BGSD)
+            q_BHTD, k_BGSD = _normalise(self.q_norm, q_BHTD), _normalise(self.k_norm, k_BGSD)
         if self.rotary is not None:
             if positions is None:
                 start = 0 if cache is None else cache.length
@@ -262,7 +262,7 @@ class GatedAttention(nn.Module):
         if self.activation == "output_silu":
             return nn.functional.silu(y_BHTD)
         if self.output_norm is not None:
-            return self.output_norm(y_BHTD)
+            return _normalise(self.output_norm, y_BHTD)
         return y_BHTD if gate is None else self._apply_gate(y_BHTD, gate)
 
     @torch.no_grad()
@@ -298,6 +298,11 @@ class GatedAttention(nn.Module):
             f"head_dim={self.head_dim}, gate_position={self.gate_position!r}, granularity={self.granularity!r}, "
             f"activation={self.activation!r}"
         )
+
+
+def _normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:
+    """Apply ``norm`` in the dtype of its weight, which autocast leaves at float32 while ``x`` is 16-bit."""
+    return norm(x.to(norm.weight.dtype)).to(x.dtype)
 
 
 def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
