@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import honest_ops as honest
+import mutant_others  # noqa: F401 (fills MUTANTS)
+import mutant_rows  # noqa: F401
 import numpy as np
 import pytest
-from mutants import OTHERS, ROWS, Mutant
+from mutant import MUTANTS, Mutant
 
 from softgate.testing import ConformanceError, check_op, generate_checks
 
@@ -24,7 +26,7 @@ def _title(mutant: Mutant) -> str:
     return f"{mutant.base.__name__}: {mutant.fault} -> {mutant.caught_by}"
 
 
-@pytest.mark.parametrize("mutant", [*ROWS, *OTHERS], ids=_title)
+@pytest.mark.parametrize("mutant", MUTANTS, ids=_title)
 def test_fault_is_caught(mutant: Mutant) -> None:
     reference = mutant.function if mutant.alone else None
     faulty = honest.with_function(mutant.base, mutant.function, reference=reference)
@@ -34,7 +36,7 @@ def test_fault_is_caught(mutant: Mutant) -> None:
 
 
 # The honest loss and attention leave validation to torch, so bad calls are no test of them.
-_CAUGHT_BY = sorted({(m.base.__name__, m.caught_by) for m in [*ROWS, *OTHERS] if "bad_input" not in m.caught_by})
+_CAUGHT_BY = sorted({(m.base.__name__, m.caught_by) for m in MUTANTS if "bad_input" not in m.caught_by})
 
 
 @pytest.mark.parametrize(("base", "check"), _CAUGHT_BY, ids="-".join)

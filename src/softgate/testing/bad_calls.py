@@ -14,13 +14,15 @@ import torch
 from torch import Tensor
 
 from softgate.errors import SoftgateError
-from softgate.testing.inputs import extras_like
+from softgate.testing.inputs import extras_like, small_call
 from softgate.testing.report import Check, ConformanceError, describe
-from softgate.testing.subject import Subject
+from softgate.testing.subject import Call, Subject
 
 __all__ = ["BadCall", "bad_call_checks", "bad_calls"]
 
-MINIMUM = 25
+#: How many invalid calls there must be, 25 if not here. An elementwise function of one tensor has no more ways than
+#: the generated ones, and those of a custom function are only known to its record.
+MINIMUM = {"scalar_map": 20, "custom": 10}
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,14 @@ def bad_calls(subject: Subject) -> list[BadCall]:
         "scalar_map": _bad_rows,
         "loss": _bad_losses,
         "attention": _bad_attention,
+        "custom": _bad_custom,
     }
-    family = makers.get(subject.record.family)
-    calls = list(family(subject)) if family else []
+    calls = list(makers[subject.record.family](subject))
+    named = {call.word for call in calls}
+    if calls:
+        calls += [
+            call for call in _bad_options(subject, small_call(subject, torch.float32, "bad")) if call.word not in named
+        ]
     if subject.record.bad_inputs is not None:
         for args, kwargs, error, word in subject.record.bad_inputs():
             calls.append(BadCall("the record's own", args, word, kwargs, (error,)))
@@ -109,6 +116,37 @@ def _bad_rows(subject: Subject) -> Iterator[BadCall]:
         yield BadCall("out has another dtype", (x,), "out", {"out": torch.empty(2, 3, dtype=torch.float64)})
         yield BadCall("out is an int tensor", (x,), "out", {"out": torch.empty(2, 3, dtype=torch.int64)})
         yield BadCall("out is no tensor", (x,), "out", {"out": [1.0]})
+
+
+def _bad_custom(subject: Subject) -> Iterator[BadCall]:
+    """Wrong values for the floating-point tensors of the record's first sample."""
+    if subject.record.samples is None:
+        return
+    good = small_call(subject, torch.float32, "bad")
+    for place, (name, tensor) in enumerate(zip(subject.positional, good.args, strict=False)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            continue
+        for what, value in (*not_tensors(), *wrong_tensors(tensor)):
+            if value is None and subject.parameters.parameters[name].default is None:
+                continue
+            args = (*good.args[:place], value, *good.args[place + 1 :])
+            yield BadCall(f"{name} is {what}", args, name, dict(good.kwargs))
+
+
+def _bad_options(subject: Subject, good: Call) -> Iterator[BadCall]:
+    """Values of another type for every option with a default, by the type of that default."""
+    wrong: dict[type, tuple[Any, ...]] = {
+        bool: ("yes", 2, 0.5),
+        int: ("1", 1.5, [1]),
+        float: ("0.1", [0.1], {}),
+        str: ("no_such_choice", 1, ["mean"]),
+    }
+    given = set(subject.positional[: len(good.args)])
+    for name, parameter in subject.parameters.parameters.items():
+        if name in given or not subject.is_free(name):
+            continue
+        for value in wrong.get(type(parameter.default), ()):
+            yield BadCall(f"{name}={value!r}", good.args, name, {**good.kwargs, name: value})
 
 
 def _bad_losses(subject: Subject) -> Iterator[BadCall]:
@@ -226,8 +264,7 @@ def bad_call_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _check_count(subject: Subject, count: int) -> None:
-    # an elementwise function of one tensor cannot be called wrongly in 25 ways; each of the known ways counts there
-    needed = MINIMUM if subject.record.family != "scalar_map" else 20
+    needed = MINIMUM.get(subject.record.family, 25)
     if count < needed:
         raise ConformanceError(f"only {count} invalid calls are known, {needed} are asked for; add some to bad_inputs")
 

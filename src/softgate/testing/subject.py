@@ -33,9 +33,7 @@ class Call:
 
     def cloned(self) -> Call:
         """The same call on copies of the tensors."""
-        return dataclasses.replace(
-            self, args=_map(self.args, Tensor.clone), kwargs=_map(dict(self.kwargs), Tensor.clone)
-        )
+        return dataclasses.replace(self, args=_map(self.args, _copy), kwargs=_map(dict(self.kwargs), _copy))
 
 
 class Subject:
@@ -122,7 +120,15 @@ def _leaves(value: Any) -> Iterator[Tensor]:
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """Copy ``value`` with every floating-point tensor inside converted to ``dtype``."""
-    return _map(value, lambda t: t.to(dtype) if t.dtype.is_floating_point else t)
+    return _map(value, lambda t: t if not t.is_floating_point() or t.dtype == dtype else _copy(t, dtype))
+
+
+def _copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A copy that is a leaf like the original, with its ``grad``: some ops read that."""
+    copy = tensor.detach().clone().to(dtype or tensor.dtype).requires_grad_(tensor.requires_grad)
+    if tensor.is_leaf and tensor.grad is not None:
+        copy.grad = tensor.grad.clone().to(copy.dtype)
+    return copy
 
 
 def _map(value: Any, change: Any) -> Any:

@@ -20,7 +20,10 @@ __all__ = ["transform_checks"]
 
 
 def transform_checks(subject: Subject) -> Iterator[Check]:
-    """Derivatives and transforms, where the op is differentiable; compiler checks for every op."""
+    """Transforms of what can stand inside a network: the op families, and custom ops that are differentiable."""
+    differentiable = _is_differentiable(subject)
+    if subject.record.family == "custom" and not differentiable:
+        return
     named: list[tuple[str, Callable[[Subject], None], bool]] = [
         ("compile[fullgraph]", _check_compile, True),
         ("compile[dynamic_shapes]", _check_compile_dynamic, False),
@@ -30,7 +33,7 @@ def transform_checks(subject: Subject) -> Iterator[Check]:
         ("fake_tensor", _check_fake, True),
         ("vmap", _check_vmap, True),
     ]
-    if _is_differentiable(subject):
+    if differentiable:
         named += [
             ("gradcheck", _check_gradcheck, True),
             ("gradgradcheck", _check_gradgradcheck, False),
@@ -45,9 +48,10 @@ def transform_checks(subject: Subject) -> Iterator[Check]:
 
 
 def _quietly(check: Callable[[Subject], None], subject: Subject) -> None:
-    """Hide the one warning that is not the op's own: vmap says when it falls back to a loop over an ATen op."""
+    """Hide two warnings of torch's own: vmap falling back to a loop, and ``torch.jit.script`` inside forward AD."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="There is a performance drop", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".torch.jit.script. is deprecated", category=DeprecationWarning)
         torch._dynamo.reset()
         check(subject)
 
