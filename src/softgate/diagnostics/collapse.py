@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import deque
 from collections.abc import Iterable
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from softgate._checks import check_dim, check_float_tensor, check_number
+from softgate._checks import check_dim, check_number
+from softgate._math.compress import check_scores
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value, check_choice
 from softgate.registry import method
 
@@ -26,17 +26,25 @@ class CollapseWarning(UserWarning):
 
 
 def _logits(dtype: torch.dtype, generator: torch.Generator) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    for scale in (1.0, 30.0):
-        yield (scale * torch.randn(6, 5, dtype=dtype, generator=generator),), {}
+    for normalizer in NORMALIZERS:
+        yield (30 * torch.randn(6, 5, dtype=dtype, generator=generator),), {"normalizer": normalizer}
 
 
 def _bad_logits() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
     x = torch.zeros(2, 3)
-    yield (x.long(),), {}, TypeError, "logits"
-    yield (x,), {"dtype": torch.int64}, TypeError, "dtype"
-    yield (x,), {"dim": 2}, ValueError, "dim"
+    wrong: Any
+    for wrong in (None, 1.0, [1.0], "x", x.long(), x.bool(), x.to(torch.complex64), x.to_sparse()):
+        yield (wrong,), {}, TypeError, "logits"
+    for shape in ((), (2, 0), (0,)):
+        yield (torch.zeros(shape),), {}, ValueError, "logits"
+    for wrong in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, "float32", float):
+        yield (x,), {"dtype": wrong}, TypeError, "dtype"
+    for wrong in (2, -3, 10**6):
+        yield (x,), {"dim": wrong}, ValueError, "dim"
+    for wrong in (None, 1.0, "1", (0,)):
+        yield (x,), {"dim": wrong}, TypeError, "dim"
     yield (x,), {"normalizer": "sigmoid"}, ValueError, "normalizer"
-    yield (torch.zeros(2, 0),), {}, ValueError, "logits"
+    yield (x,), {"normalizer": None}, TypeError, "normalizer"
 
 
 @method(
@@ -51,7 +59,7 @@ def _bad_logits() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
 @torch.no_grad()
 def softmax_collapse(
     logits: Tensor, dtype: torch.dtype | None = None, *, dim: int = -1, normalizer: str = "softmax"
-) -> float:
+) -> Tensor:
     r"""Share of rows in which the largest logit has absorbed all others: Softmax Collapse.
 
     A row has collapsed when :math:`\sum_j e^{z_j - \max z} = 1` exactly in the arithmetic of the loss: the loss of that
@@ -66,7 +74,8 @@ def softmax_collapse(
         normalizer: ``"softmax"`` or ``"stablemax"``.
 
     Returns:
-        Share in ``[0, 1]``; a row with NaN or ``+inf`` counts as not collapsed, no rows give 0.
+        0-d float32 tensor in ``[0, 1]``, without gradient; a row with NaN or ``+inf`` counts as not collapsed, no rows
+        give 0.
 
     Raises:
         ArgumentTypeError: ``logits`` or ``dtype`` is not real floating point.
@@ -74,19 +83,19 @@ def softmax_collapse(
 
     Example:
         >>> softmax_collapse(torch.tensor([[16.0, 0.0], [17.0, 0.0]]))
-        0.5
+        tensor(0.5000)
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 3, eq. 4.
     """
-    check_float_tensor("logits", logits)
+    check_scores("logits", logits)
     axis = check_dim(dim, logits.ndim)
     check_choice("normalizer", normalizer, NORMALIZERS)
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):
         raise ArgumentTypeError(f"dtype must be a real floating-point dtype or None, got {dtype!r}")
     if logits.ndim == 0 or logits.shape[axis] == 0:
         raise ArgumentValueError(f"logits must have a class along dim {dim}, got shape {tuple(logits.shape)}")
     if logits.numel() == 0:
-        return 0.0
+        return torch.zeros((), device=logits.device)
     scores = logits if dtype is None else logits.to(dtype)
     if normalizer == "softmax":
         terms = (scores - scores.amax(axis, keepdim=True)).exp()
@@ -95,20 +104,26 @@ def softmax_collapse(
         terms = torch.where(scores >= 0, scores + 1, 1 / (1 - scores.clamp(max=0)))
         top = terms.amax(axis)
     collapsed = (terms.sum(axis) == top) & ~torch.isinf(scores.amax(axis))
-    return collapsed.double().mean().item()
+    return collapsed.float().mean()
 
 
-def _parameters(dtype: torch.dtype, generator: torch.Generator) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
-    weights = [torch.randn(shape, dtype=dtype, generator=generator).requires_grad_() for shape in ((4, 3), (5,))]
-    for weight in weights:
-        weight.grad = torch.randn(weight.shape, dtype=dtype, generator=generator)
-    yield (weights,), {}
+def _weights(dtype: torch.dtype, generator: torch.Generator) -> Iterable[tuple[tuple[Any, ...], dict[str, Any]]]:
+    weights, gradients = (
+        [torch.randn(shape, dtype=dtype, generator=generator) for shape in ((4, 3), (5,))] for _ in range(2)
+    )
+    yield (weights, gradients), {}
 
 
-def _bad_parameters() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
-    yield (3,), {}, TypeError, "model"
-    yield ([1.0],), {}, TypeError, "model"
-    yield ([torch.ones(3, requires_grad=True)],), {}, ValueError, "model"
+def _bad_weights() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
+    w = torch.ones(3)
+    for wrong in (3, None, 1.0, w.dtype, object(), [1.0], [None], [w, 1.0], ["w"], "w", [[w]]):
+        yield (wrong,), {}, TypeError, "model"
+    for empty in ([w], [], [torch.ones(3, requires_grad=True)], nn.Linear(2, 2), nn.ReLU()):
+        yield (empty,), {}, ValueError, "model"
+    for wrong in (3, 1.0, "w", [1.0], [None], [w.to_sparse()], object()):
+        yield ([w], wrong), {}, TypeError, "gradients"
+    for wrong in ([], [w, w], [torch.ones(2)], [torch.ones(3, 1)]):
+        yield ([w], wrong), {}, ValueError, "gradients"
 
 
 @method(
@@ -116,12 +131,12 @@ def _bad_parameters() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Ex
     family="custom",
     paper="stablemax",
     source="sec. 5: cosine between the negative gradient and the weights, the direction of naive loss minimisation",
-    samples=_parameters,
-    bad_inputs=_bad_parameters,
+    samples=_weights,
+    bad_inputs=_bad_weights,
     output_range=(-1.0, 1.0),
 )
 @torch.no_grad()
-def nlm_alignment(model: nn.Module | Iterable[Tensor]) -> float:
+def nlm_alignment(model: nn.Module | Iterable[Tensor], gradients: Iterable[Tensor] | None = None) -> Tensor:
     r"""Cosine between the update direction and the weights: 1 means that training only scales the logits up.
 
     .. math:: \cos = \frac{\langle -\nabla_\theta L, \theta\rangle}{\lVert\nabla_\theta L\rVert \lVert\theta\rVert}
@@ -130,38 +145,59 @@ def nlm_alignment(model: nn.Module | Iterable[Tensor]) -> float:
     prediction. Call it after ``backward()`` and before the gradients are projected or cleared.
 
     Args:
-        model: a module or an iterable of parameters; those without gradient are left out.
+        model: a module or an iterable of parameters.
+        gradients: one gradient per parameter; their ``.grad`` if None, parameters without one being left out.
 
     Returns:
-        Cosine in ``[-1, 1]``, taken in float64 over all parameters together; 0 if weights or gradient are zero.
+        0-d float64 tensor in ``[-1, 1]``, taken over all parameters together; 0 if weights or gradients are zero.
 
     Raises:
-        ArgumentTypeError: ``model`` is neither, or a gradient is sparse.
-        ArgumentValueError: no parameter has a gradient.
+        ArgumentTypeError: ``model`` or ``gradients`` holds something else, or a gradient is sparse.
+        ArgumentValueError: no parameter has a gradient, or the shapes do not match.
+
+    Example:
+        >>> nlm_alignment([torch.tensor([3.0, 4.0])], [torch.tensor([-3.0, -4.0])])
+        tensor(1., dtype=torch.float64)
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 5.
     """
-    if not isinstance(model, Iterable) and not isinstance(model, nn.Module):
-        bad_type("model", model, "a module or an iterable of parameters")
-    parameters = list(model.parameters() if isinstance(model, nn.Module) else model)
-    dot = weights = gradients = 0.0
-    found = False
-    for parameter in parameters:
-        if not isinstance(parameter, Tensor):
-            bad_type("model", parameter, "a module or an iterable of parameters")
-        if parameter.grad is None:
-            continue
-        if parameter.grad.layout is not torch.strided:
-            raise ArgumentTypeError(f"model must have dense gradients, got layout {parameter.grad.layout}")
-        w, g = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (parameter, parameter.grad))
-        found = True
-        dot -= (w.conj() * g).sum().real.item()
-        weights += w.abs().square().sum().item()
-        gradients += g.abs().square().sum().item()
-    if not found:
-        raise ArgumentValueError("model must have a parameter with a gradient, got none; call backward() before")
-    length = math.sqrt(weights) * math.sqrt(gradients)
-    return max(-1.0, min(1.0, dot / length)) if length == length and length > 0.0 else length
+    pairs = _pairs(model, gradients)
+    terms = []
+    for weight, gradient in pairs:
+        wide = torch.complex128 if weight.is_complex() else torch.float64
+        w, g = weight.detach().to(wide), gradient.detach().to(wide)
+        terms.append(torch.stack([(w.conj() * g).sum().real, w.abs().square().sum(), g.abs().square().sum()]))
+    dot, weights, slopes = torch.stack([t.to(terms[0].device) for t in terms]).sum(0).unbind()
+    length = weights.sqrt() * slopes.sqrt()
+    return torch.where(length == 0, 0.0, -dot / length).clamp(-1.0, 1.0)
+
+
+def _pairs(model: Any, gradients: Any) -> list[tuple[Tensor, Tensor]]:
+    parameters = _tensors("model", model.parameters() if isinstance(model, nn.Module) else model)
+    if gradients is None:
+        pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+        if not pairs:
+            raise ArgumentValueError("model must have a parameter with a gradient, got none; call backward() before")
+    else:
+        given = _tensors("gradients", gradients)
+        shapes = [tuple(p.shape) for p in parameters], [tuple(g.shape) for g in given]
+        if shapes[0] != shapes[1] or not given:
+            raise ArgumentValueError(f"gradients must have the shapes of the parameters {shapes[0]}, got {shapes[1]}")
+        pairs = list(zip(parameters, given, strict=True))
+    for _, gradient in pairs:
+        if gradient.layout is not torch.strided:
+            raise ArgumentTypeError(f"gradients must be dense, got layout {gradient.layout}")
+    return pairs
+
+
+def _tensors(name: str, values: Any) -> list[Tensor]:
+    if isinstance(values, str | Tensor) or not isinstance(values, Iterable):
+        bad_type(name, values, "a module or an iterable of tensors" if name == "model" else "an iterable of tensors")
+    tensors = list(values)
+    for value in tensors:
+        if not isinstance(value, Tensor):
+            bad_type(name, value, "an iterable of tensors")
+    return tensors
 
 
 class CollapseMonitor:
@@ -215,7 +251,7 @@ class CollapseMonitor:
         batch, self._batches = self._batches, self._batches + 1
         if batch % self.every:
             return None
-        share = softmax_collapse(logits, self.dtype, normalizer=self.normalizer)
+        share = float(softmax_collapse(logits, self.dtype, normalizer=self.normalizer))
         self.history.append((batch, share))
         if share > self.threshold and not self._warned:
             self._warned = True

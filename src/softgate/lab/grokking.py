@@ -127,7 +127,7 @@ def measure_grokking(run: CellRun) -> dict[str, float | list[float]]:
 
 
 def _look(model: nn.Module, split: Split, loss: str, dtype: torch.dtype) -> dict[str, float]:
-    alignment = nlm_alignment(model)
+    alignment = float(nlm_alignment(model))
     train, target = split.train
     with torch.enable_grad():
         logits = model(train).detach().requires_grad_()
@@ -139,7 +139,7 @@ def _look(model: nn.Module, split: Split, loss: str, dtype: torch.dtype) -> dict
         "test_acc": tested.float().mean().item(),
         "train_acc": (logits.argmax(1) == target).float().mean().item(),
         "train_loss": rows.double().mean().item(),
-        "collapse": softmax_collapse(logits, dtype, normalizer=normalizer),
+        "collapse": float(softmax_collapse(logits, dtype, normalizer=normalizer)),
         "zero_loss": (rows == 0).double().mean().item(),
         "zero_gradient": (slopes == 0).all(1).double().mean().item(),
         "alignment": alignment,

@@ -5,22 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from softgate._checks import check_dim, check_float_tensor
-from softgate._math.compress import compressed_scores, compute_dtype, exclusive_log_softmax
-from softgate.errors import ArgumentValueError
+from softgate._checks import check_dim
+from softgate._math.compress import check_scores, compressed_scores, compute_dtype, exclusive_log_softmax
 from softgate.registry import method
 
 __all__ = ["StableMax", "log_stablemax", "stablemax"]
 
 _PAPER = "stablemax"
-
-
-def _checked(x: Tensor, dim: int) -> int:
-    check_float_tensor("x", x)
-    axis = check_dim(dim, x.ndim)
-    if x.ndim and x.shape[axis] == 0 and x.numel() == 0 and 0 not in x.shape[:axis] + x.shape[axis + 1 :]:
-        raise ArgumentValueError(f"x must have at least one entry along dim {dim}, got shape {tuple(x.shape)}")
-    return axis
 
 
 @method(
@@ -52,7 +43,7 @@ def stablemax(x: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         ArgumentTypeError: ``x`` is not a dense real floating-point tensor, or ``dim`` is not an int.
-        ArgumentValueError: ``dim`` is out of range, or the axis is empty.
+        ArgumentValueError: ``dim`` is out of range.
 
     Example:
         >>> stablemax(torch.tensor([3.0, 0.0, -1.0]))
@@ -60,7 +51,7 @@ def stablemax(x: Tensor, dim: int = -1) -> Tensor:
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 4.
     """
-    axis = _checked(x, dim)
+    axis = check_dim(dim, check_scores("x", x).ndim)
     wide = x.to(compute_dtype(x.dtype))
     if x.ndim == 0:
         return stablemax(x.reshape(1), 0).reshape(())
@@ -89,7 +80,7 @@ def log_stablemax(x: Tensor, dim: int = -1) -> Tensor:
 
     Raises:
         ArgumentTypeError: ``x`` is not a dense real floating-point tensor, or ``dim`` is not an int.
-        ArgumentValueError: ``dim`` is out of range, or the axis is empty.
+        ArgumentValueError: ``dim`` is out of range.
 
     Example:
         >>> log_stablemax(torch.tensor([3.0, 0.0, -1.0])).exp()
@@ -97,7 +88,7 @@ def log_stablemax(x: Tensor, dim: int = -1) -> Tensor:
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 4.
     """
-    axis = _checked(x, dim)
+    axis = check_dim(dim, check_scores("x", x).ndim)
     wide = x.to(compute_dtype(x.dtype))
     if x.ndim == 0:
         return log_stablemax(x.reshape(1), 0).reshape(())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from softgate._math.compress import compute_dtype
+from softgate.dispatch import transform_reason
 from softgate.errors import ArgumentValueError
 
 __all__: list[str] = []
@@ -36,14 +37,18 @@ def project(parameters: Sequence[Tensor], *, rescale: bool, together: bool) -> N
         if gradient is not None and parameter.numel() > 0:
             key, reduce = _placement(parameter, gradient)
             groups.setdefault(key, _Group([], reduce)).pairs.append((_flat(parameter), _flat(gradient)))
+    ready = [group for group in groups.values() if _is_readable(group)]
     if together:
-        _update_together(list(groups.values()), rescale)
+        if len(ready) == len(groups):
+            _update_together(ready, rescale)
+        else:
+            _update_by_tensors(list(groups.values()), rescale, together=True)
         return
     for group in groups.values():
-        if group.pairs[0][1].is_cpu:
+        if _is_readable(group):
             _update_by_numbers(group, rescale)
         else:
-            _update_by_tensors(group, rescale)
+            _update_by_tensors([group], rescale, together=False)
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,11 @@ class _Group:
     def moments(self) -> Tensor:
         """Rows ``(<w, g>, <w, w>, <g, g>)`` in float64 over all shards."""
         return self.reduce(_moments(self.pairs))
+
+
+def _is_readable(group: _Group) -> bool:
+    """Whether coefficients can be read on the host without stalling an accelerator or breaking a trace."""
+    return group.pairs[0][1].is_cpu and transform_reason(group.pairs[0][1]) is None
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -97,7 +107,7 @@ def _moments(pairs: Sequence[Pair]) -> Tensor:
     """Local dot products; float32 for 16-bit gradients, float64 where float32 over- or underflows (on the CPU)."""
     dtype = compute_dtype(pairs[0][1].dtype)
     moments = torch.stack([value for w, g in pairs for value in _dots(w, g, dtype)]).double().view(-1, 3)
-    if moments.is_cpu and dtype == torch.float32:
+    if dtype == torch.float32 and moments.is_cpu and transform_reason(moments) is None:
         lost = (moments[:, 2] < _UNDERFLOW) | ~moments.isfinite().all(1)
         for row in lost.nonzero().flatten().tolist():
             w, g = pairs[row]
@@ -178,19 +188,33 @@ def _combine(w: Tensor, g: Tensor, a: float, b: float) -> None:
         g.copy_(g.to(wide).mul_(a).add_(w.to(wide), alpha=b))
 
 
-def _update_by_tensors(group: _Group, rescale: bool) -> None:
-    """The same without reading a value back to the host, so that the accelerator's queue never drains."""
-    weights, gradients = zip(*group.pairs, strict=True)
-    wg, ww, gg = group.moments().unbind(1)
-    dtype = compute_dtype(gradients[0].dtype)
-    wide = [g.to(dtype) for g in gradients]
-    for w, g, coefficient in zip(weights, wide, (-wg / (ww + _TINY)).to(dtype).unbind(), strict=True):
-        g.addcmul_(w.to(dtype), coefficient)
+def _update_by_tensors(groups: Sequence[_Group], rescale: bool, together: bool) -> None:
+    """The same without reading a value on the host: an accelerator's queue never drains, a trace never breaks."""
+    moments = [group.moments() for group in groups]
+    moments = _totals(moments) if together else moments
+    wides = []
+    for group, rows in zip(groups, moments, strict=True):
+        coefficients = -rows[:, 0] / (rows[:, 1] + _TINY)
+        dtype = compute_dtype(group.pairs[0][1].dtype)
+        wides.append([g.to(dtype) for _, g in group.pairs])
+        for (w, _), g, coefficient in zip(group.pairs, wides[-1], coefficients.to(dtype).unbind(), strict=True):
+            g.addcmul_(w.to(dtype), coefficient)
     if rescale:
-        norms = torch.stack(torch._foreach_norm(wide)).double()
-        sine = (group.reduce(norms.square()) / gg).sqrt()
-        scale = torch.where(sine > _negligible(gradients[0].dtype), 1.0 / sine, 0.0)
-        scale = torch.where(gg == 0.0, 1.0, torch.where(sine.isnan(), sine, scale))
-        torch._foreach_mul_(wide, list(scale.to(dtype).unbind()))
-    if dtype != gradients[0].dtype:
-        torch._foreach_copy_(list(gradients), wide)
+        norms = [torch.stack(torch._foreach_norm(wide)).double() for wide in wides]
+        left = [group.reduce(norm.square()) for group, norm in zip(groups, norms, strict=True)]
+        left = _totals(left) if together else left
+        for group, wide, rows, squares in zip(groups, wides, moments, left, strict=True):
+            sine = (squares / rows[:, 2]).sqrt()
+            scale = torch.where(sine > _negligible(group.pairs[0][1].dtype), 1.0 / sine, 0.0)
+            scale = torch.where(rows[:, 2] == 0.0, 1.0, torch.where(sine.isnan(), sine, scale))
+            torch._foreach_mul_(wide, list(scale.to(wide[0].dtype).unbind()))
+    for group, wide in zip(groups, wides, strict=True):
+        if wide[0].dtype != group.pairs[0][1].dtype:
+            torch._foreach_copy_([g for _, g in group.pairs], wide)
+
+
+def _totals(parts: Sequence[Tensor]) -> list[Tensor]:
+    """Every row replaced by the sum over all rows of all parts."""
+    home = parts[0].device
+    whole = torch.stack([part.sum(0).to(home) for part in parts]).sum(0)
+    return [whole.to(part.device).expand_as(part) for part in parts]

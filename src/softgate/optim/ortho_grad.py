@@ -33,11 +33,18 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterable[tuple[t
 
 def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
     weight = torch.ones(3, requires_grad=True)
-    yield (3,), {}, TypeError, "params"
-    yield ([weight, 1.0],), {}, TypeError, "params"
-    yield ([weight],), {"scope": "row"}, ValueError, "scope"
-    yield ([weight],), {"rescale": 1}, TypeError, "rescale"
-    yield ([weight],), {"exclude": 3}, TypeError, "exclude"
+    sparse = torch.ones(3, requires_grad=True)
+    sparse.grad = torch.ones(3).to_sparse()
+    for wrong in (3, None, 1.5, object(), torch.float32, [weight, 1.0], [None], ["w"], "w", [[weight]], [sparse]):
+        yield (wrong,), {}, TypeError, "params"
+    for wrong in ("row", "Tensor", "", "all"):
+        yield ([weight],), {"scope": wrong}, ValueError, "scope"
+    for wrong in (None, 1, True, ["tensor"]):
+        yield ([weight],), {"scope": wrong}, TypeError, "scope"
+    for wrong in (1, None, "yes", 0.0):
+        yield ([weight],), {"rescale": wrong}, TypeError, "rescale"
+    for wrong in (3, 1.0, [1.0], "w", [None]):
+        yield ([weight],), {"exclude": wrong}, TypeError, "exclude"
 
 
 @method(
