@@ -100,7 +100,7 @@ def measure_grokking(run: CellRun) -> dict[str, float | list[float]]:
     Returns:
         ``test_acc``, ``train_acc``, ``loss``, ``collapse`` (share of training rows in Softmax Collapse),
         ``zero_loss`` and ``zero_gradient`` (shares of rows whose loss, or whole logit gradient, is exactly 0), all at
-        the end; ``best_test_acc``; curves over ``epoch`` of the same and of ``alignment``, the cosine of the applied
+        the end; ``best_test_acc``; ``mean_collapse`` over the run; curves over ``epoch`` of the same and of ``alignment``, the cosine of the applied
         gradient with naive loss minimisation.
     """
     config = run.config
@@ -123,6 +123,7 @@ def measure_grokking(run: CellRun) -> dict[str, float | list[float]]:
     names = ("test_acc", "train_acc", "train_loss", "collapse", "zero_loss", "zero_gradient")
     final = {name: curves[name][-1] for name in names}
     series = {f"{name}_curve": curves[name] for name in (*names, "alignment")}
+    final["mean_collapse"] = sum(curves["collapse"]) / len(curves["collapse"])
     return {**final, "best_test_acc": max(curves["test_acc"]), "epoch": curves["eval_step"], **series}
 
 
