@@ -218,7 +218,7 @@ def bench(
 
 @app.command()
 def doctor(as_json: Json = False) -> None:
-    """Say what works on this machine: kernels, versions and clashes, data, GPU."""
+    """Say what works on this machine: kernels, versions and clashes, data, GPU. Tells, so the exit code is 0."""
     from dataclasses import asdict
 
     from softgate.lab.doctor import diagnose
@@ -227,16 +227,18 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:
-        table = Table("", "topic", "finding", "what to do", box=None)
-        marks = {
-            "ok": Text("✓", style="green"),
-            "warn": Text("!", style="yellow"),
-            "missing": Text("–", style="dim"),
-        }
+        marks = {"ok": ("✓", "green"), "warn": ("!", "bold yellow"), "missing": ("–", "dim")}
+        console = Console()
         for finding in findings:
-            table.add_row(marks[finding.status], finding.topic, Text(finding.message), Text(finding.fix))
-        Console().print(table)
-    raise typer.Exit(ENVIRONMENT if any(finding.status == "warn" for finding in findings) else 0)
+            sign, style = marks[finding.status]
+            line = (
+                Text(f"{sign} ", style=style)
+                .append(f"{finding.topic}: ", style="bold")
+                .append(finding.message, style="")
+            )
+            console.print(line, highlight=False)
+            if finding.fix:
+                console.print(Text(f"    {finding.fix}", style="dim"), highlight=False)
 
 
 if __name__ == "__main__":
