@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-import multiprocessing
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -185,19 +185,16 @@ def test_a_terminal_gets_a_bar_and_a_log_nothing(monkeypatch: pytest.MonkeyPatch
         assert ("content.bin" in stream.getvalue()) == is_terminal
 
 
-def _fetch_in_process(base: str, folder: str) -> None:
-    _fetch(base, "cut", Path(folder))
-
-
-def test_two_processes_fetch_a_file_once(server: str, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    workers = [context.Process(target=_fetch_in_process, args=(server, str(tmp_path))) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join(120)
-    assert [worker.exitcode for worker in workers] == [0, 0]
-    assert len(_Server.requests) == 3  # two cuts and the rest, by one process
+def test_who_finds_a_download_under_way_waits_for_it(server: str, tmp_path: Path) -> None:
+    found: list[Path] = []
+    waiting = threading.Thread(target=lambda: found.append(_fetch(server, "good", tmp_path)))
+    with fetch._exclusive(tmp_path, "content.bin"):  # as another process would hold it
+        waiting.start()
+        time.sleep(0.5)
+        assert waiting.is_alive() and _Server.requests == []
+        (tmp_path / "content.bin").write_bytes(CONTENT)
+    waiting.join(30)
+    assert found == [tmp_path / "content.bin"] and _Server.requests == []
 
 
 @pytest.mark.parametrize(
