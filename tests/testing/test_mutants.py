@@ -9,6 +9,7 @@ import mutant_others  # noqa: F401 (fills MUTANTS)
 import mutant_rows  # noqa: F401
 import numpy as np
 import pytest
+from hypothesis import Phase, settings
 from mutant import MUTANTS, Mutant
 
 from softgate.testing import ConformanceError, check_op, generate_checks
@@ -20,6 +21,17 @@ EXAMPLES = 60
 def _restore_numpy_errors() -> Any:
     with np.errstate():
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _first_counterexample_will_do() -> Any:
+    """Looking for the simplest one takes most of the time, and here only its existence matters."""
+    before = settings.default
+    settings.register_profile("seeded_faults", before, phases=[Phase.generate])
+    settings.load_profile("seeded_faults")
+    yield
+    settings.register_profile("before_seeded_faults", before)
+    settings.load_profile("before_seeded_faults")
 
 
 def _title(mutant: Mutant) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softgate.testing.report import fail
 
-__all__ = ["Scale", "band", "check_within_budget", "close", "ulp_error"]
+__all__ = ["Scale", "band", "check_within_budget", "close", "ulp", "ulp_error"]
 
 #: What an error is measured against. ``relative``: each entry. ``tensor``: the largest entry of the tensor, for results
 #: that are sums of terms of either sign, where an entry can be small by cancellation.
@@ -114,13 +114,21 @@ def close(a: Tensor, b: Tensor, *, terms: int, scale: Scale = "tensor", extra: f
     return bool(((x - y).abs() <= (2 * band(a.dtype, terms) + extra) * size + info.tiny).all())
 
 
-def ulp_error(actual: Tensor, truth: Tensor) -> Tensor:
-    """Error of ``actual`` in units in the last place of its dtype, against ``truth`` in float64.
-
-    Entries whose exact value is below the normal range are measured in the smallest normal spacing.
-    """
-    info = torch.finfo(actual.dtype)
+def ulp(truth: Tensor, dtype: torch.dtype) -> Tensor:
+    """Spacing of ``dtype`` at ``truth``; below the normal range that of the smallest normal number."""
+    info = torch.finfo(dtype)
     exact = truth.double()
     _, exponent = torch.frexp(exact.abs().clamp_min(info.tiny))
-    spacing = torch.ldexp(torch.full_like(exact, info.eps), exponent - 1)
-    return (actual.double() - exact).abs() / spacing
+    return torch.ldexp(torch.full_like(exact, info.eps), exponent - 1)
+
+
+def ulp_error(actual: Tensor, truth: Tensor, rest: Tensor | None = None) -> Tensor:
+    """Error of ``actual`` in units in the last place of its dtype.
+
+    Args:
+        actual: what the op gave.
+        truth: the exact result, in float64.
+        rest: what float64 cannot hold of the exact result, for float64 ops.
+    """
+    error = actual.double() - truth.double()  # exact for neighbours, so that subtracting the rest loses nothing
+    return (error if rest is None else error - rest).abs() / ulp(truth, actual.dtype)
