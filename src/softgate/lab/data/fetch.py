@@ -128,14 +128,15 @@ def fetch(
 def _download(resource: Resource, folder: Path, transport: Transport, progress: Progress, pause: float) -> None:
     part = folder / f"{resource.name}.part"
     failures: list[str] = []
-    while len(failures) < _ATTEMPTS:
+    for attempt in range(_ATTEMPTS):
+        if attempt:
+            time.sleep(pause * 2 ** (attempt - 1))
         try:
             _continue(resource, part, transport, progress)
         except _Broken as error:
             failures.append(str(error))
             if error.final:
                 break
-            time.sleep(pause * 2 ** (len(failures) - 1))
             continue
         _verify(resource, part)
         os.replace(part, folder / resource.name)
