@@ -98,10 +98,10 @@ def measure_grokking(run: CellRun) -> dict[str, float | list[float]]:
     ``transformer`` and ``evaluations``.
 
     Returns:
-        ``test_acc``, ``train_acc``, ``loss``, ``collapse`` (share of training rows in Softmax Collapse),
+        ``test_acc``, ``train_acc``, ``train_loss``, ``collapse`` (share of training rows in Softmax Collapse),
         ``zero_loss`` and ``zero_gradient`` (shares of rows whose loss, or whole logit gradient, is exactly 0), all at
-        the end; ``best_test_acc``; ``mean_collapse`` over the run; curves over ``epoch`` of the same and of ``alignment``, the cosine of the applied
-        gradient with naive loss minimisation.
+        the end; ``best_test_acc``; ``mean_collapse`` over the run; curves over ``epoch`` of the same and of
+        ``alignment``, the cosine of the applied gradient with naive loss minimisation.
     """
     config = run.config
     loss, dtype = config.get("loss", "softmax"), DTYPES[config.get("precision", "float32")]

@@ -123,7 +123,7 @@ PAPER = Paper(
         ),
         Claim(
             id="precision-delays-collapse",
-            statement="The lower the precision of softmax, the sooner it collapses and the lower the final test accuracy.",
+            statement="The lower the precision of softmax, the sooner it collapses, and the lower the test accuracy.",
             paper_figure="16 bits stop first, 64 bits last (curves)",
             source="Fig. 2, sec. 3",
             relation='mean_collapse["parity-softmax16"] > mean_collapse["parity-softmax"] > '
