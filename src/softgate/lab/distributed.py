@@ -51,7 +51,8 @@ class World:
     def agree(self, flags: Tensor) -> Tensor:
         """Element-wise maximum of ``flags`` (a CPU tensor) over all processes."""
         if self.size > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
+            with _peers():
+                dist.all_reduce(flags, dist.ReduceOp.MAX, group=self._control)
         return flags
 
     def gather(self, tensor: Tensor) -> Tensor:
@@ -60,7 +61,8 @@ class World:
         if self.size == 1:
             return local[None]
         stacked = [torch.empty_like(local) for _ in range(self.size)]
-        dist.all_gather(stacked, local, group=self._control)
+        with _peers():
+            dist.all_gather(stacked, local, group=self._control)
         return torch.stack(stacked)
 
     def gather_bytes(self, data: bytes) -> list[bytes]:
@@ -74,6 +76,17 @@ class World:
     def from_main(self, text: str) -> str:
         """``text`` of rank 0."""
         return self.gather_bytes(text.encode() + b"\n")[0].decode()[:-1]
+
+
+@contextmanager
+def _peers() -> Iterator[None]:
+    """Say what a broken connection means; the processes that are left must end too, and be started anew together."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise StateError(
+            f"another process of this training ended or hangs; resume from the checkpoint ({error})"
+        ) from error
 
 
 def launched() -> bool:

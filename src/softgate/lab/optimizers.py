@@ -36,12 +36,17 @@ def make_optimizer(model: nn.Module, given: OptimizerLike | None, make_default: 
         raise ArgumentTypeError("model must have a parameter with requires_grad=True, it has none")
     if given is None:
         return make_default(parameters)
-    optimizer = given if hasattr(given, "step") else given(parameters)
+    optimizer = given if is_ready(given) else given(parameters)
     missing = [name for name in _NEEDED if not hasattr(optimizer, name)]
     if missing:
         kind = type(optimizer).__name__
         raise ArgumentTypeError(f"optimizer must have {', '.join(_NEEDED)}; {kind} lacks {', '.join(missing)}")
     return optimizer
+
+
+def is_ready(optimizer: OptimizerLike | None) -> bool:
+    """Whether this is an optimizer already, not a class or function that makes one."""
+    return hasattr(optimizer, "step") and not isinstance(optimizer, type)
 
 
 def adamw(

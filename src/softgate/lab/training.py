@@ -65,7 +65,8 @@ def fit(
         name: tells apart several ``fit`` of one run.
         state: generators and other objects to save and restore besides model and optimizer.
         stop_when: ends the run after an evaluation whose figures it accepts.
-        batch_weight: weight of a slice of a batch where that is not its number of rows (its unmasked tokens, say).
+        batch_weight: weight of a slice of a batch where that is not its number of rows (its unmasked tokens, say); the
+            loss and the figures of the slices are averaged with it.
 
     Returns:
         ``step``, ``loss``, ``lr`` and the step figures, one entry per update; ``eval_step`` and the figures of
@@ -145,7 +146,7 @@ class _Trainer:
     def set_up(self, optimizer: optimizers.OptimizerLike | None, name: str, state: dict[str, Any]) -> None:
         """Make the optimizer, then continue from a checkpoint or clear the way for new ones."""
         config = self.config
-        if hasattr(optimizer, "step") and config.strategy == "fsdp" and self.world.size > 1:
+        if optimizers.is_ready(optimizer) and config.strategy == "fsdp" and self.world.size > 1:
             raise ArgumentTypeError("under fsdp, which replaces the parameters, optimizer must be a function of them")
         self.optimizer = optimizers.make_optimizer(
             self.model,
