@@ -86,7 +86,7 @@ class BigramBackcopy:
         return Batch(tokens, symbols[1:].T.contiguous(), tokens < self.triggers)
 
     def best_loss(self, batch: Batch) -> float:
-        """Mean negative log-likelihood of ``batch`` under the true process, in nats: no model does better on average."""
+        """Mean negative log-likelihood of ``batch`` under the true process, in nats: no model beats on average."""
         rows = self.transitions().log()
         ordinary = ~batch.on_trigger & (batch.tokens < self.symbols)
         nats = -rows[batch.tokens[ordinary], batch.targets[ordinary]].sum()
