@@ -24,6 +24,11 @@ def lse_off(x: Tensor, dim: int = -1) -> Tensor:
     return x.logsumexp(dim) + 1e-3 * x.sum(dim)
 
 
+@other(honest.logsumexp, "temperature of 1.001", "law[shift_equivariant]")
+def lse_temperature(x: Tensor, dim: int = -1) -> Tensor:
+    return 1.001 * (x / 1.001).logsumexp(dim) + 1e-3 * x.amax(dim)
+
+
 @other(honest.logsumexp, "NaN dropped", "law[nan_is_not_dropped]")
 def lse_nan(x: Tensor, dim: int = -1) -> Tensor:
     return x.nan_to_num(nan=0.0, posinf=float("inf"), neginf=float("-inf")).logsumexp(dim)

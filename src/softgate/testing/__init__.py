@@ -34,33 +34,37 @@ group or ``variant/name``; ``examples=20_000`` tries that many draws per law. In
 
 What is checked, for every entry of the record's ``variants``:
 
-=================================  =====================================================================================
-``reference[dtype-inputs]``        equals the reference in four dtypes on every family of inputs of its signature
-``gradient[dtype-inputs]``         so do the gradients, in float32 (where kernels run) and bfloat16
-``gradcheck``, ``gradgradcheck``   finite differences in float64, with forward mode and batched gradients
-``jvp``, ``jacrev_equals_jacfwd``, transforms of ``torch.func`` agree with each other and with the reference
-``hessian``, ``vmap``, …
-``compile[…]``, ``export``,        no graph break, static and dynamic shapes, backward; right shapes without data
-``meta_shape``, ``fake_tensor``
-``inputs_untouched``, …            nothing overwritten or aliased, the same bits every time, nothing read from
-                                   uninitialised memory, no global state changed, safe in threads, autocast
-``law[name]``                      policies of the family and the laws the record claims (``softgate.testing.laws``)
-``bad_input[argument]``            generated invalid calls and the record's ``bad_inputs``: each raises a
-                                   ``SoftgateError`` that is a ``ValueError`` or ``TypeError`` and names the argument
-=================================  =====================================================================================
+``reference[dtype-inputs]``
+    equals the reference in four dtypes on every family of inputs of its signature.
+``gradient[dtype-inputs]``
+    so do the gradients, in float32 (where kernels run) and bfloat16.
+``gradcheck``, ``gradgradcheck``
+    finite differences in float64, with forward mode and batched gradients.
+``jvp``, ``jacrev_equals_jacfwd``, ``hessian``, ``double_backward``, ``vmap``, ``vmap_of_grad``
+    transforms agree with each other and with the reference, in float32 too.
+``compile[…]``, ``export``, ``meta_shape``, ``fake_tensor``
+    no graph break with static and dynamic shapes and in the backward; right shapes without data.
+``inputs_untouched``, ``no_alias``, ``deterministic``, ``no_uninitialised_memory``, …
+    nothing overwritten or changed, the same bits every time, nothing read from memory that was never written.
+``law[name]``
+    policies of the family and the laws the record claims (:mod:`softgate.testing.laws`).
+``bad_input[argument]``
+    generated invalid calls and the record's ``bad_inputs``: each raises a ``SoftgateError`` that is a ``ValueError``
+    or ``TypeError`` and names the argument.
 
 Tolerances are derived, never given: see :mod:`softgate.testing.budgets`. Policies are on the page docs/numerics.md.
 
 Signature families:
 
-- ``row_map`` ``(x, dim)`` to the same shape; ``row_reduction`` ``(x, dim)`` to the shape without ``dim``; ``scalar_map``
-  ``(x)``, entry by entry. Further arguments have defaults. A record with ``samples`` brings all inputs itself.
+- ``row_map`` ``(x, dim)`` to the same shape; ``row_reduction`` ``(x, dim)`` to the shape without ``dim``;
+  ``scalar_map`` ``(x)``, entry by entry. Further arguments have defaults. A record with ``samples`` brings all inputs
+  itself.
 - ``loss`` as :func:`torch.nn.functional.cross_entropy`: ``(input, target, weight, ignore_index, reduction,
   label_smoothing)``. Inputs and laws about an argument that the op does not have are left out.
 - ``attention`` as :func:`torch.nn.functional.scaled_dot_product_attention`. Positional arguments after ``value`` come
   from ``samples(dtype, generator)``: a tensor that has the query's leading dimensions is drawn anew for other shapes.
-- ``custom``: everything comes from ``samples``; gradients are taken of the positional tensors that require grad, else of
-  all floating-point ones. Where the reference is not differentiable, neither are transforms checked.
+- ``custom``: everything comes from ``samples``; gradients are taken of the positional tensors that require grad, or
+  else of all floating-point ones. Where the reference is not differentiable, no transform is checked.
 
 ``SOFTGATE_TEST_EXAMPLES`` sets the draws per law (200 if unset; a nightly run uses 20000). Draws are the same in every
 run. Laws need the package ``hypothesis`` (extra ``dev``); nothing else needs more than torch and numpy.

@@ -132,7 +132,7 @@ def _check_jvp(subject: Subject) -> None:
             check_within_budget(a, r, t, terms=terms_of(subject, call), scale="tensor", what="forward derivative")
         numeric = _central_difference(truth_of, wide)
         for a, n in zip(actual, numeric, strict=True):
-            if bool(((a.double() - n).abs() > 1e-4 * n.abs().max().clamp_min(1e-3)).any()):
+            if not bool(((a.double() - n).abs() <= 1e-4 * n.abs().max().clamp_min(1e-3)).all()):
                 fail("jvp is not the derivative", actual=a, finite_difference=n)
 
 
@@ -173,7 +173,7 @@ def _check_hessian(subject: Subject) -> None:
     twice_reverse = tensors_of(torch.func.jacrev(torch.func.jacrev(function, places), places)(*_values(call)))
     largest = max(float(t.abs().max()) for t in twice_reverse)
     for a, b in zip(forward_over_reverse, twice_reverse, strict=True):
-        if bool(((a - b).abs() > 1e-9 * max(largest, 1e-3)).any()):
+        if not bool(((a - b).abs() <= 1e-9 * max(largest, 1e-3)).all()):
             fail("hessian: forward over reverse and reverse over reverse differ", hessian=a, twice_jacrev=b)
 
 

@@ -140,6 +140,6 @@ def class_permutation_invariant(op: Subject, draw: LossDraw) -> None:
 @law("loss", draws="losses", name="shift_invariant")
 def shift_invariant_loss(op: Subject, draw: LossDraw) -> None:
     """Adding one number to all scores of a sample changes nothing, as exactly as x + c is rounded."""
-    c = float(torch.randint(-1000, 1001, (), generator=draw.generator))
+    c = float(torch.randint(-1000, 1001, (), generator=draw.generator)) * 10.0 ** float(draw.seed % 4 - 3)
     shifted = LossDraw(draw.x + c, draw.seed, draw.target, draw.weight)
     _agree(op, shifted, op(shifted.x, draw.target), op(draw.x, draw.target), f"adding {c} changes the loss")
