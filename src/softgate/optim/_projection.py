@@ -73,9 +73,7 @@ def _is_readable(group: _Group) -> bool:
 
 def _flat(tensor: Tensor) -> Tensor:
     """The local values as a real tensor; a complex one is the real vector of its parts, as for every optimizer."""
-    local = tensor.detach()
-    if type(local) is not Tensor and hasattr(local, "to_local"):
-        local = local.to_local()
+    local: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return torch.view_as_real(local) if local.is_complex() else local
 
 
@@ -99,7 +97,9 @@ def _placement(parameter: Tensor, gradient: Tensor) -> tuple[tuple[Any, ...], Ca
 
 
 def _dots(w: Tensor, g: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    w, g = w.reshape(-1).to(dtype), g.reshape(-1).to(dtype)
+    w, g = w.reshape(-1), g.reshape(-1)
+    if not w.dtype == g.dtype == dtype:
+        w, g = w.to(dtype), g.to(dtype)
     return torch.dot(w, g), torch.dot(w, w), torch.dot(g, g)
 
 

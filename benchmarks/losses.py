@@ -1,0 +1,99 @@
+"""StableMax and collapse-free cross-entropy, forward and backward, against F.cross_entropy and the float64 original.
+
+    python benchmarks/losses.py [--seconds S] [--out DIR]
+
+One thread, candidates in turns. Memory is the peak of what one forward and backward pass allocates. Figures go to
+DIR/benchmark-losses.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from _timing import CONSOLE, table, write_record
+from softgate.lab.timing import interleaved, load_per_core
+from softgate.losses import collapse_free_cross_entropy, stablemax_cross_entropy
+
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (64, 131_072))
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def float64_original(logits: Tensor, labels: Tensor) -> Tensor:
+    """The formula as published code computes it: cast to float64, log of the normalised s, gather."""
+    x = logits.double()
+    s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+    log_probabilities = torch.log(s / s.sum(-1, keepdim=True))
+    return -log_probabilities.gather(-1, labels[:, None]).mean()
+
+
+CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "stablemax": stablemax_cross_entropy,
+    "collapse_free": collapse_free_cross_entropy,
+    "stablemax_float64": float64_original,
+}
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """Highest sum of live allocations while ``step`` runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(rows, classes, generator=generator)).to(dtype).requires_grad_()
+    labels = torch.randint(classes, (rows,), generator=generator)
+
+    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(loss(logits, labels), logits)
+
+    steps = {name: step(loss) for name, loss in CANDIDATES.items()}
+    times = interleaved(steps, turns=7, seconds=seconds, most=400)
+    memory = {name: peak_bytes(run) for name, run in steps.items()}
+    base, original = times["cross_entropy"], times["stablemax_float64"]
+    return {
+        "rows": rows,
+        "classes": classes,
+        "dtype": str(dtype).removeprefix("torch."),
+        "ms": {name: 1e3 * timing.median for name, timing in times.items()},
+        "stablemax / cross_entropy": times["stablemax"].median / base.median,
+        "collapse_free / cross_entropy": times["collapse_free"].median / base.median,
+        "speedup over float64": original.median / times["stablemax"].median,
+        "peak_bytes": memory,
+        "memory / cross_entropy": memory["stablemax"] / memory["cross_entropy"],
+        "memory / float64": memory["stablemax"] / memory["stablemax_float64"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=3.0, help="per row of the table")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [measure(*shape, dtype, options.seconds) for dtype in DTYPES for shape in SHAPES]
+    ratios = [name for name in found[0] if "/" in name or "over" in name]
+    header = ["dtype", "rows", "classes", *CANDIDATES, *ratios]
+    lines = [[f["dtype"], f["rows"], f["classes"], *f["ms"].values(), *(f[r] for r in ratios)] for f in found]
+    table("forward + backward, ms (median)", header, lines)
+    CONSOLE.print(f"load per core {load_per_core():.2f}")
+    write_record(options.out / "benchmark-losses.json", {"stablemax": found})
+
+
+if __name__ == "__main__":
+    main()
