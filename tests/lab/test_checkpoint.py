@@ -31,6 +31,7 @@ from softgate.lab.checkpoint import (
     unpack,
 )
 from softgate.lab.optimizers import adamw, load_optimizer
+from softgate.optim import OrthoGrad
 
 FILES = ("model.safetensors", "trainer.safetensors", "state.json", "SHA256SUMS")
 
@@ -122,6 +123,7 @@ _OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "asgd": lambda ps: torch.optim.ASGD(ps),
     "rprop": lambda ps: torch.optim.Rprop(ps),
     "adafactor": lambda ps: torch.optim.Adafactor(ps),
+    "orthograd": lambda ps: OrthoGrad(ps, torch.optim.AdamW, lr=0.01, weight_decay=0.1),
     "groups": lambda ps: torch.optim.AdamW([{"params": [p], "lr": 0.01 * (i + 1)} for i, p in enumerate(ps)]),
 }
 

@@ -396,10 +396,10 @@ def test_derived_seeds_are_fixed_and_distinct() -> None:
 
 
 def test_the_loop_costs_little_beyond_torch(tmp_path: Path) -> None:
-    """In processor time of this thread, best of several trials: a loaded machine must not decide."""
+    """Neighbouring trials in processor time of this thread: a loaded machine slows both alike."""
     model = nn.Linear(4, 1)
     x, y = torch.ones(4, 4), torch.ones(4, 1)
-    steps = 1500
+    steps = 500
 
     def bare() -> None:
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -413,15 +413,13 @@ def test_the_loop_costs_little_beyond_torch(tmp_path: Path) -> None:
         run = a_run(tmp_path)
         fit(model, lambda m, b: mse_loss(m(b[0]), b[1]), config(steps=steps), batches=lambda step: (x, y), run=run)
 
-    def best(function: Any) -> float:
-        times = []
-        for _ in range(5):
-            started = time.thread_time()
-            function()
-            times.append(time.thread_time() - started)
-        return min(times)
+    def timed(function: Any) -> float:
+        started = time.thread_time()
+        function()
+        return (time.thread_time() - started) / steps
 
     bare(), ours()
-    overhead = (best(ours) - best(bare)) / steps
-    print(f"overhead {overhead * 1e6:.1f} us per step")
-    assert overhead < 60e-6
+    pairs = [(timed(bare), timed(ours)) for _ in range(4)]
+    least, full = min(pairs, key=lambda pair: pair[1] / pair[0])
+    print(f"{(full - least) * 1e6:.0f} us per step beyond {least * 1e6:.0f} us of torch")
+    assert full < 1.3 * least

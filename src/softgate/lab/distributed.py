@@ -7,6 +7,7 @@ mean over the global batch, also when the slices are uneven, so one process and 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -200,7 +201,10 @@ def like_optimizer(saved: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         return dict(saved)
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     owners = dict(zip(numbers, parameters, strict=True))
-    state = {n: map_tensors(s, lambda t, p=owners[n]: like(t, p)) for n, s in saved["state"].items()}
+    state = {
+        number: map_tensors(entries, functools.partial(like, parameter=owners[number]))
+        for number, entries in saved["state"].items()
+    }
     return {**saved, "state": state}
 
 
