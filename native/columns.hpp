@@ -5,7 +5,7 @@
 namespace softgate {
 namespace {
 
-constexpr Index kRowBlock = 64;  // rows whose partial sums are plain floats before they are folded
+constexpr Index kRowBlock = 16;  // rows whose partial sums are plain floats before they are folded
 
 template <class T, Index K>
 struct TileReader {
@@ -55,11 +55,16 @@ struct LaneStats {
 
 // reference_for, per lane.
 template <Index K>
-inline void set_references(LaneStats<K>& stats) {
+inline void set_references(LaneStats<K>& stats, bool logarithm) {
     const Vec zero = set(0.0f), low = set(-kShiftFrom);
     for (Index k = 0; k < K; ++k) {
         const Vec m = stats.max[k], bounded = max2(low, sub(zero, max2(low, sub(zero, m))));
         const Vec finite = where_equal(m, set(-kInf), zero, m);
+        if (logarithm) {
+            stats.shift[k] = finite;
+            stats.exponent[k] = zero;
+            continue;
+        }
         stats.shift[k] = where_equal(bounded, m, zero, finite);
         stats.exponent[k] = where_equal(bounded, m, round_even(mul(bounded, set(kLog2e))), zero);
     }
@@ -88,16 +93,16 @@ inline void lane_sums(Index n, Vec (&out)[K], Term term) {
 }
 
 template <Index K, class Read>
-LaneStats<K> lanes_online(Read read, Index n) {
+LaneStats<K> lanes_online(Read read, Index n, bool logarithm) {
     LaneStats<K> out;
     LaneSum total[K];
     for (Vec& m : out.max) m = set(-kInf);
-    set_references(out);
+    set_references(out, logarithm);
     for (Index i = 0; i < n; i += kRowBlock) {
         const Index end = i + kRowBlock < n ? i + kRowBlock : n;
         const LaneStats<K> before = out;
         lane_max<K>(read, i, end, out.max);
-        set_references(out);
+        set_references(out, logarithm);
         for (Index k = 0; k < K; ++k) {
             const ExtExp e = bounded_ext_exp(sub(before.shift[k], out.shift[k]));
             const Vec shrink = scale2(e.p, add(e.n, sub(before.exponent[k], out.exponent[k])));
@@ -113,7 +118,7 @@ LaneStats<K> lanes_online(Read read, Index n) {
 }
 
 template <Index K, class Read>
-LaneStats<K> lanes_pair(Read read, Index n) {
+LaneStats<K> lanes_pair(Read read, Index n, bool logarithm) {
     LaneStats<K> out;
     LaneSum total[K];
     for (Index k = 0; k < K; ++k) out.shift[k] = set(0.0f), out.exponent[k] = set(-kInf);
@@ -140,16 +145,16 @@ LaneStats<K> lanes_pair(Read read, Index n) {
         high = top > high ? top : high;
         low = bottom < low ? bottom : low;
     }
-    return high < kPairLimit && low > -kPairLimit ? out : lanes_online<K>(read, n);
+    return high < kPairLimit && low > -kPairLimit ? out : lanes_online<K>(read, n, logarithm);
 }
 
 // Both three-pass forms; `keep` stores the exponentials on the way (the reload form) or does nothing.
 template <Index K, class Read, class Keep>
-LaneStats<K> lanes_after_max(Read read, Index n, Keep keep) {
+LaneStats<K> lanes_after_max(Read read, Index n, bool logarithm, Keep keep) {
     LaneStats<K> out;
     for (Vec& m : out.max) m = set(-kInf);
     lane_max<K>(read, 0, n, out.max);
-    set_references(out);
+    set_references(out, logarithm);
     lane_sums<K>(n, out.sum, [&](Index i, Index k) {
         const Vec e = Window(out.shift[k], out.exponent[k])(read(i, k));
         keep(i, k, e);
@@ -201,17 +206,19 @@ void write_logs(const LaneStats<K>& stats, const TileReader<T, K>& read, const T
 template <class T, Index K>
 void write_weights(const LaneStats<K>& stats, const TileReader<T, K>& read, const TileWriter<T, K>& write,
                    const ColumnTile& tile, bool stored) {
-    Vec factor[K];
+    Divisor divisor[K];
     const Vec empty = set(tile.empty_zero ? 0.0f : __builtin_nanf(""));
-    for (Index k = 0; k < K; ++k)
-        factor[k] = where_equal(stats.sum[k], set(0.0f), empty, div(set(1.0f), stats.sum[k]));
+    for (Index k = 0; k < K; ++k) {
+        const Vec inverse = div(set(1.0f), stats.sum[k]);
+        divisor[k] = Divisor(stats.sum[k], where_equal(stats.sum[k], set(0.0f), empty, inverse));
+    }
     const TileReader<T, K> kept{write.y, write.stride, write.last};
     for (Index i = 0; i < tile.n; ++i) {
         for (Index k = 0; k < K; ++k) {
             if (stored)
-                write(i, k, mul(kept(i, k), factor[k]));
+                write(i, k, divisor[k].divide(kept(i, k)));
             else
-                write(i, k, Window(stats.shift[k], stats.exponent[k]).times(factor[k], read(i, k)));
+                write(i, k, Window(stats.shift[k], stats.exponent[k]).over(divisor[k], read(i, k)));
         }
     }
 }
@@ -223,15 +230,16 @@ void run_column_tile(const ColumnTile& tile) {
     const TileWriter<T, K> write{static_cast<T*>(tile.y), tile.stride, last};
     // Stored exponentials would be rounded twice in half precision; there the reload form recomputes them.
     const bool stored = tile.algorithm == Algorithm::reload && tile.op == Op::softmax && sizeof(T) == sizeof(float);
+    const bool logarithm = tile.op != Op::softmax;
     LaneStats<K> stats;
     if (tile.algorithm == Algorithm::two_pass)
-        stats = lanes_pair<K>(read, tile.n);
+        stats = lanes_pair<K>(read, tile.n, logarithm);
     else if (tile.algorithm == Algorithm::online)
-        stats = lanes_online<K>(read, tile.n);
+        stats = lanes_online<K>(read, tile.n, logarithm);
     else if (stored)
-        stats = lanes_after_max<K>(read, tile.n, write);
+        stats = lanes_after_max<K>(read, tile.n, logarithm, write);
     else
-        stats = lanes_after_max<K>(read, tile.n, [](Index, Index, Vec) {});
+        stats = lanes_after_max<K>(read, tile.n, logarithm, [](Index, Index, Vec) {});
     if (tile.op == Op::softmax)
         write_weights<T, K>(stats, read, write, tile, stored);
     else

@@ -57,14 +57,16 @@ Algorithm choose_algorithm(Op op, Dtype dtype, Shape shape) {
     }
     if (op == Op::softmax && row_bytes <= machine().llc / 8) return Algorithm::reload;
     if (op != Op::softmax && row_bytes <= machine().l2 / 4) return Algorithm::recompute;
-    return Algorithm::two_pass;
+    return op == Op::log_softmax ? Algorithm::online : Algorithm::two_pass;
 }
 
 void run_softmax(Op op, Dtype dtype, const void* x, void* y, Shape s, Options options) {
     if (s.outer == 0 || s.inner == 0 || s.n == 0) return;
     const KernelTable& k = *kernels_for(current_isa(), dtype);
-    const Algorithm algorithm =
+    Algorithm algorithm =
         options.plan == Plan::automatic ? choose_algorithm(op, dtype, s) : Algorithm(int(options.plan));
+    // The rounding of a pair's mantissa would show in log-probabilities near 0; the online form has the same traffic.
+    if (op == Op::log_softmax && algorithm == Algorithm::two_pass) algorithm = Algorithm::online;
     if (s.inner > 1) return softmax_columns(k, op, dtype, x, y, s, options, algorithm);
     const int threads = useful_threads(options.threads, s.size());
     const Index bytes = size_of(dtype), row_bytes = s.n * bytes, out_bytes = op == Op::logsumexp ? bytes : row_bytes;
@@ -123,7 +125,7 @@ void run_pairs(Dtype dtype, const void* x, float* mantissa, float* exponent, Ind
     const auto run = [&](Index begin, Index end, int split) {
         for (Index r = begin; r < end; ++r) {
             const void* row = static_cast<const char*>(x) + r * n * size_of(dtype);
-            const Stats stats = row_stats(k, Algorithm::two_pass, dtype, row, n, split);
+            const Stats stats = row_stats(k, Algorithm::two_pass, false, dtype, row, n, split);
             const bool empty = stats.sum == 0.0;
             // Sums beyond the range in which a float counts exponents exactly have no pair.
             mantissa[r] = stats.at.shift == 0.0f ? float(stats.sum) : std::nanf("");

@@ -37,27 +37,30 @@ struct Stats {
 };
 
 // How a row is written once its stats are known.
-//   softmax:      y = exp(x) / (e^shift 2^exponent) * factor
+//   softmax:      y = exp(x) / (e^shift 2^exponent) / sum
 //   log_softmax:  y = (x - high) - low, the log-sum-exp being high + low
 struct Finish {
     bool log;
     Reference at;
-    float factor;
+    float sum, inverse;
     float high, low;
 };
 
-// Beyond this exponent a float no longer holds n and its neighbours as exact integers: such rows take the online form.
-constexpr float kPairLimit = 4194304.0f - 256.0f;  // 2^22, less the range in which 2^(n - N) is not zero
+// Beyond this exponent x / ln 2 is rounded so coarsely that t leaves the polynomial's range: such rows take the online
+// form. Up to 2^22 a float still holds n and its neighbours as exact integers.
+constexpr float kPairLimit = 2097152.0f;           // 2^21
 constexpr float kLowest = -2907270.0f;             // about -2^22 ln 2: smaller x, and -inf, are treated as this
 constexpr float kShiftFrom = 32768.0f;             // maxima beyond this are subtracted, see Reference
-constexpr Index kBlock = 2048;     // float partial sums live this long, then they are folded into a double
+constexpr Index kBlock = 1024;     // float partial sums live this long, then they are folded into a double
 constexpr Index kSegment = 65536;  // unit of work inside a long row; fixed, so that results do not depend on threads
 constexpr Index kTileVectors = 4;  // columns are processed in tiles of this many vectors
 
 inline float round_to_integer(float a) { return (a + 12582912.0f) - 12582912.0f; }  // |a| < 2^22, ties to even
 
-inline Reference reference_for(float max) {
-    if (max > -kShiftFrom && max < kShiftFrom) return {0.0f, round_to_integer(max * 1.44269504f)};
+// For a logarithm the maximum is always subtracted: its term is then exactly 1, so that log-probabilities near 0 are
+// right relative to their own size, while the rounding of x - max only touches terms that hardly count.
+inline Reference reference_for(float max, bool logarithm) {
+    if (!logarithm && max > -kShiftFrom && max < kShiftFrom) return {0.0f, round_to_integer(max * 1.44269504f)};
     // With nothing but -inf any finite reference gives the sum 0, and NaN entries still show in it.
     return {max == -__builtin_inff() ? 0.0f : max, 0.0f};
 }
@@ -87,11 +90,12 @@ struct KernelTable {
     float (*max)(const void* x, Index n);                             // NaN is ignored; -inf for n = 0
     bool (*has_nan)(const void* x, Index n);
     Stats (*pair_stats)(const void* x, Index n);
-    Stats (*online_stats)(const void* x, Index n);
+    Stats (*online_stats)(const void* x, Index n, bool logarithm);
     double (*exp_sum)(const void* x, Index n, Reference at);              // sum of exponentials
     double (*exp_store)(const void* x, float* e, Index n, Reference at);  // also stores them
-    void (*scale)(const float* e, void* y, Index n, float factor, bool stream);
+    void (*divide)(const float* e, void* y, Index n, const Finish&, bool stream);
     void (*write)(const void* x, void* y, Index n, const Finish&, bool stream);
+    void (*put)(float value, void* y);  // one entry, rounded to the data type
     void (*small_rows)(const void* x, void* y, Index rows, Index n, bool empty_zero);
     void (*column_tile)(const ColumnTile&);
     double (*grad_sum)(const void* y, const void* dy, Index n, bool log);  // sum y dy, or sum dy if log

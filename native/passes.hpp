@@ -50,14 +50,19 @@ bool pass_has_nan(const void* raw, Index n) {
 // Sum over one block of term(i, lanes), where lanes < kWidth only for the tail.
 template <class Term>
 inline double block_sum(Index n, Term term) {
-    Vec s[kUnroll];
-    for (Vec& v : s) v = set(0.0f);
+    constexpr Index kTree = 8;  // vectors added pairwise first: few roundings follow one another
+    Vec whole = set(0.0f), rest = set(0.0f);
     Index i = 0;
-    for (; i + kStep <= n; i += kStep)
-        for (Index k = 0; k < kUnroll; ++k) s[k] = add(s[k], term(i + k * kWidth, kWidth));
-    for (; i + kWidth <= n; i += kWidth) s[0] = add(s[0], term(i, kWidth));
-    if (i < n) s[1] = add(s[1], term(i, n - i));
-    return sum_double(add(add(s[0], s[1]), add(s[2], s[3])));
+    for (; i + kTree * kWidth <= n; i += kTree * kWidth) {
+        Vec s[kTree];
+        for (Index k = 0; k < kTree; ++k) s[k] = term(i + k * kWidth, kWidth);
+        for (Index half = kTree / 2; half > 0; half /= 2)
+            for (Index k = 0; k < half; ++k) s[k] = add(s[k], s[k + half]);
+        whole = add(whole, s[0]);
+    }
+    for (; i + kWidth <= n; i += kWidth) rest = add(rest, term(i, kWidth));
+    if (i < n) rest = add(rest, term(i, n - i));
+    return sum_double(add(whole, rest));
 }
 
 template <class Block>
@@ -103,14 +108,14 @@ double pass_exp_store(const void* raw, float* e, Index n, Reference at) {
 // Blocked online softmax (Milakov and Gimelshein 2018, per block instead of per element): the maximum of a block is
 // found while it comes into the first-level cache, the running sum is rescaled at most once per block.
 template <class T>
-Stats pass_online(const void* raw, Index n) {
+Stats pass_online(const void* raw, Index n, bool logarithm) {
     const T* x = as<T>(raw);
     Stats total{0.0, {0.0f, 0.0f}, -kInf};
     for (Index i = 0; i < n; i += kBlock) {
         const Index len = n - i < kBlock ? n - i : kBlock;
         const float m = pass_max<T>(x + i, len);
         if (m > total.max) {
-            const Reference at = reference_for(m);
+            const Reference at = reference_for(m, logarithm);
             const double grown = (double(at.shift) - double(total.at.shift)) * 1.44269504088896341 +
                                  (double(at.exponent) - double(total.at.exponent));
             if (total.sum != 0.0 && grown != 0.0) total.sum *= __builtin_exp2(-grown);
@@ -131,8 +136,9 @@ struct PairLanes {
     void include(const ExtExp (&e)[K]) {
         Vec top = n;
         for (Index k = 0; k < K; ++k) top = max2(e[k].n, top);
-        m = scale2(m, sub(n, top));
-        for (Index k = 0; k < K; ++k) m = add(m, scale2(e[k].p, sub(e[k].n, top)));
+        Vec fresh = set(0.0f);
+        for (Index k = 0; k < K; ++k) fresh = add(fresh, scale2(e[k].p, sub(e[k].n, top)));
+        m = add(scale2(m, sub(n, top)), fresh);
         n = top;
     }
 };
@@ -202,9 +208,9 @@ inline void map(TO* y, Index n, bool past_caches, Op op, const TI*... in) {
 }
 
 template <class T>
-void pass_scale(const float* e, void* y, Index n, float factor, bool past_caches) {
-    const Vec f = set(factor);
-    map(static_cast<T*>(y), n, past_caches, [=](Vec v) { return mul(v, f); }, e);
+void pass_divide(const float* e, void* y, Index n, const Finish& how, bool past_caches) {
+    const Divisor sum(how.sum, how.inverse);
+    map(static_cast<T*>(y), n, past_caches, [=](Vec v) { return sum.divide(v); }, e);
 }
 
 template <class T>
@@ -215,9 +221,14 @@ void pass_write(const void* x, void* y, Index n, const Finish& how, bool past_ca
         map(out, n, past_caches, [=](Vec v) { return sub(sub(v, high), low); }, as<T>(x));
     } else {
         const Window window(how.at);
-        const Vec factor = set(how.factor);
-        map(out, n, past_caches, [=](Vec v) { return window.times(factor, v); }, as<T>(x));
+        const Divisor sum(how.sum, how.inverse);
+        map(out, n, past_caches, [=](Vec v) { return window.over(sum, v); }, as<T>(x));
     }
+}
+
+template <class T>
+void put(float value, void* y) {
+    store_n(static_cast<T*>(y), set(value), 1);
 }
 
 // Short rows stay in K registers from the first load to the last store.
@@ -231,13 +242,13 @@ void small_rows_of(const T* x, T* y, Index rows, Index n, bool empty_zero) {
         Vec top = v[0];
         for (Index k = 1; k < K; ++k) top = max2(v[k], top);
         const float max = reduce_max(top);
-        const Window window(reference_for(max));
+        const Window window(reference_for(max, false));
         Vec s = set(0.0f);
         for (Index k = 0; k < K; ++k) s = add(s, v[k] = window(v[k]));
         const float sum = reduce_add(s);
-        const Vec factor = set(sum == 0.0f ? (empty_zero ? 0.0f : __builtin_nanf("")) : 1.0f / sum);
-        for (Index k = 0; k < K - 1; ++k) store(y + k * kWidth, mul(v[k], factor));
-        store_n(y + (K - 1) * kWidth, mul(v[K - 1], factor), tail);
+        const Divisor divisor(sum, sum == 0.0f ? (empty_zero ? 0.0f : __builtin_nanf("")) : 1.0f / sum);
+        for (Index k = 0; k < K - 1; ++k) store(y + k * kWidth, divisor.divide(v[k]));
+        store_n(y + (K - 1) * kWidth, divisor.divide(v[K - 1]), tail);
     }
 }
 

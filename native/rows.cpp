@@ -92,27 +92,24 @@ bool row_has_nan(const KernelTable& k, Dtype dtype, const void* x, Index n) {
 Finish finish(const Row& row, const Stats& stats) {
     const bool empty = stats.sum == 0.0;
     if (row.op == Op::softmax) {
-        const float factor = empty ? (row.empty_zero ? 0.0f : kNan) : float(1.0 / stats.sum);
-        return {false, stats.at, factor, 0.0f, 0.0f};
+        const float inverse = empty ? (row.empty_zero ? 0.0f : kNan) : float(1.0 / stats.sum);
+        return {false, stats.at, float(stats.sum), inverse, 0.0f, 0.0f};
     }
     double lse = log_sum(stats);
     if (empty) lse = row.empty_zero ? 0.0 : double(kNan);  // -inf - 0: the logarithm of a zero
     const float high = float(lse);
-    return {true, stats.at, 0.0f, high, float(lse - double(high))};
+    return {true, stats.at, 0.0f, 0.0f, high, float(lse - double(high))};
 }
-
-// Converts to the data type on the way.
-void write_value(const KernelTable& k, float value, void* y) { k.scale(&value, y, 1, 1.0f, false); }
 
 void reload_row(const Row& row, const void* x, void* y, int threads) {
     float* e = row.scratch ? row.scratch : static_cast<float*>(y);
-    const Reference reference = reference_for(row_max(row.k, row.dtype, x, row.n, threads));
+    const Reference reference = reference_for(row_max(row.k, row.dtype, x, row.n, threads), false);
     const double sum = ordered_sum(row.n, threads, true, [&](Index i, Index len) {
         return row.k.exp_store(at(x, i, row.dtype), e + i, len, reference);
     });
-    const float factor = finish(row, {sum, reference, kNan}).factor;
+    const Finish how = finish(row, {sum, reference, kNan});
     over_segments(row.n, threads, false, [&](Index i, Index len, Index) {
-        row.k.scale(e + i, at(y, i, row.dtype), len, factor, row.stream);
+        row.k.divide(e + i, at(y, i, row.dtype), len, how, row.stream);
     });
 }
 
@@ -123,15 +120,18 @@ double log_sum(const Stats& stats) {
     return std::log(stats.sum) + double(stats.at.exponent) * kLn2 + double(stats.at.shift);
 }
 
-Stats row_stats(const KernelTable& k, Algorithm algorithm, Dtype dtype, const void* x, Index n, int threads) {
+Stats row_stats(const KernelTable& k, Algorithm algorithm, bool logarithm, Dtype dtype, const void* x, Index n,
+                int threads) {
     if (algorithm == Algorithm::two_pass) {
         const Stats pairs = merged_stats(dtype, x, n, threads, k.pair_stats);
         if (pairs.at.exponent < kPairLimit && pairs.at.exponent > -kPairLimit) return pairs;
     }
     if (algorithm == Algorithm::two_pass || algorithm == Algorithm::online)
-        return merged_stats(dtype, x, n, threads, k.online_stats);
+        return merged_stats(dtype, x, n, threads, [&](const void* p, Index len) {
+            return k.online_stats(p, len, logarithm);
+        });
     const float max = row_max(k, dtype, x, n, threads);
-    const Reference reference = reference_for(max);
+    const Reference reference = reference_for(max, logarithm);
     const double sum = ordered_sum(n, threads, true, [&](Index i, Index len) {
         return k.exp_sum(at(x, i, dtype), len, reference);
     });
@@ -140,12 +140,12 @@ Stats row_stats(const KernelTable& k, Algorithm algorithm, Dtype dtype, const vo
 
 void run_row(const Row& row, const void* x, void* y, int threads) {
     if (row.op == Op::softmax && row.algorithm == Algorithm::reload) return reload_row(row, x, y, threads);
-    const Stats stats = row_stats(row.k, row.algorithm, row.dtype, x, row.n, threads);
+    const Stats stats = row_stats(row.k, row.algorithm, row.op != Op::softmax, row.dtype, x, row.n, threads);
     if (row.op == Op::logsumexp) {
         float lse = float(log_sum(stats));
         // A row with +inf has the sum NaN (inf - inf); only a NaN entry makes the value NaN.
         if (stats.at.shift == kInf && !row_has_nan(row.k, row.dtype, x, row.n)) lse = kInf;
-        return write_value(row.k, lse, y);
+        return row.k.put(lse, y);
     }
     const Finish how = finish(row, stats);
     over_segments(row.n, threads, true, [&](Index i, Index len, Index) {

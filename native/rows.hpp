@@ -20,7 +20,8 @@ struct Row {
 void run_row(const Row& row, const void* x, void* y, int threads);
 
 // Stats of a whole row in the requested form, falling back from pairs to the online form outside their range.
-Stats row_stats(const KernelTable& k, Algorithm algorithm, Dtype dtype, const void* x, Index n, int threads);
+Stats row_stats(const KernelTable& k, Algorithm algorithm, bool logarithm, Dtype dtype, const void* x, Index n,
+                int threads);
 
 void run_gradient_row(const KernelTable& k, bool log, Dtype dtype, const void* y, const void* dy, void* dx, Index n,
                       bool stream, int threads);

@@ -54,7 +54,7 @@ def _refuses_pair(x: Tensor, dim: int = -1) -> str | None:
     source="section 3: pass 1 and its reduction across lanes",
     reference=pair_reference,
     kernels=(Kernel("native", _run_pair, _refuses_pair),),
-    laws=("nonnegative", "permutation_invariant"),
+    laws=("permutation_invariant",),
 )
 def logsumexp_pair(x: Tensor, dim: int = -1) -> Pair:
     """Sum of exponentials along ``dim`` as a pair: ``sum_j exp(x_j) = mantissa * 2^exponent``.
@@ -69,8 +69,8 @@ def logsumexp_pair(x: Tensor, dim: int = -1) -> Pair:
     Returns:
         ``(mantissa, exponent)``, each with the shape of ``x`` without ``dim``, float32 (float64 for float64). A row
         with nothing but ``-inf`` gives ``(0, -inf)``, the neutral element of :func:`merge_pairs`; NaN and ``+inf``
-        give a NaN mantissa, and so do rows whose largest entry is beyond 2.9e6 in magnitude, where a float no longer
-        counts exponents. The gradient flows through the mantissa.
+        give a NaN mantissa, and so do rows whose largest entry is beyond 1.4e6 in magnitude, where a float becomes
+        too coarse for exponents. The gradient flows through the mantissa.
 
     Raises:
         TypeError, ValueError: an argument is not as described; the message names it.

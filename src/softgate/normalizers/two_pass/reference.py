@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 LN2 = math.log(2.0)
-#: Beyond ``2^22 - 256`` a float32 no longer counts exponents exactly: such rows have no pair.
-PAIR_LIMIT = 2.0**22 - 256.0
+#: Beyond this exponent float32 is too coarse for ``x / ln 2``: such rows have no pair.
+PAIR_LIMIT = 2.0**21
 
 
 def into(out: Tensor | None, result: Tensor) -> Tensor:
@@ -66,17 +66,17 @@ def logsumexp_reference(
 def pair_reference(x: Tensor, dim: int = -1, **_: Any) -> tuple[Tensor, Tensor]:
     """Mantissa and exponent of the sum of exponentials, in float32 (float64 for float64)."""
     wide = x.to(torch.float64)
+    result = torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.ndim == 0:
         wide, dim = wide.reshape(1), 0
     if wide.shape[dim] == 0:
         shape = [size for i, size in enumerate(wide.shape) if i != dim % wide.ndim]
-        return wide.new_zeros(shape), wide.new_full(shape, -math.inf)
+        return wide.sum(dim).to(result), wide.new_full(shape, -math.inf, dtype=result)
     top = wide.detach().amax(dim, keepdim=True)
     exponent = torch.round(top / LN2)
     countable = exponent.abs() < PAIR_LIMIT
     terms = torch.exp(wide - exponent.where(countable, 0.0) * LN2)
     mantissa = terms.sum(dim).where((countable | (top == -math.inf)).squeeze(dim), math.nan)
-    result = torch.float64 if x.dtype == torch.float64 else torch.float32
     exponent = exponent.where(countable | (top == -math.inf), 0.0).squeeze(dim)
     return mantissa.to(result), exponent.to(result)
 

@@ -1,0 +1,112 @@
+"""Timing that survives a shared machine: candidates take turns; fastest and median turn of each are kept."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from softgate import native
+from softgate.errors import ArgumentValueError
+
+#: A turn is repeated inside one measurement until it takes about this long, in seconds.
+MEASURABLE = 2e-4
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call of one candidate.
+
+    Attributes:
+        best: fastest turn, the figure least disturbed by others on the machine.
+        median: median over the turns.
+        p20: first quintile.
+        p80: fourth quintile.
+        turns: how many turns were taken.
+    """
+
+    best: float
+    median: float
+    p20: float
+    p80: float
+    turns: int
+
+    def as_json(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, turns: int = 9, seconds: float = 0.0, most: int = 2000
+) -> dict[str, Timing]:
+    """Time ``candidates`` in turns, one after the other in every round, so that a disturbance meets them all.
+
+    The candidates rotate their places from round to round. Every candidate runs once before the first round (pages are
+    touched, caches and lazy imports warm).
+
+    Args:
+        candidates: name -> function without arguments.
+        turns: at least this many rounds.
+        seconds: go on until this much time has passed.
+        most: but take at most this many rounds.
+
+    Returns:
+        name -> :class:`Timing`.
+    """
+    if not candidates or turns < 1:
+        raise ArgumentValueError("candidates must hold a function and turns be at least 1")
+    names = list(candidates)
+    repeats = {name: _repeats(candidates[name]) for name in names}
+    taken: dict[str, list[float]] = {name: [] for name in names}
+    started = time.perf_counter()
+    for round_number in range(most):
+        if round_number >= turns and time.perf_counter() - started >= seconds:
+            break
+        first = round_number % len(names)
+        for name in names[first:] + names[:first]:
+            taken[name].append(_measure(candidates[name], repeats[name]))
+    return {name: _summary(values) for name, values in taken.items()}
+
+
+def _measure(function: Callable[[], object], repeats: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeats):
+        function()
+    return (time.perf_counter() - start) / repeats
+
+
+def _repeats(function: Callable[[], object]) -> int:
+    function()
+    once = max(min(_measure(function, 1) for _ in range(2)), 1e-8)
+    return max(1, round(MEASURABLE / once))
+
+
+def _summary(values: list[float]) -> Timing:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    p20, p80 = ordered[round(0.2 * last)], ordered[round(0.8 * last)]
+    return Timing(ordered[0], statistics.median(ordered), p20, p80, len(ordered))
+
+
+def load_per_core() -> float:
+    """One-minute load average divided by the cores this process may use; 0 where the system does not tell."""
+    try:
+        return os.getloadavg()[0] / (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    except (OSError, AttributeError):
+        return 0.0
+
+
+def bandwidth_candidates(source: int, target: int, n: int) -> dict[str, Callable[[], object]]:
+    """Streaming read, copy and non-temporal copy of ``n`` floats by the native kernels, to time beside an op.
+
+    Args:
+        source: address of the floats to read.
+        target: address of room for as many.
+        n: how many.
+    """
+    probe = native.kernels().probe
+    kinds = {"read": 0, "copy": 1, "nt_copy": 2}
+    return {name: lambda kind=kind: probe(kind, source, target, n) for name, kind in kinds.items()}  # type: ignore[misc]
