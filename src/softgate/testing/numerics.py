@@ -136,7 +136,8 @@ def render(records: Sequence[dict[str, Any]]) -> str:
         parts.append(
             f"Measured on {machine.get('cpu') or machine['machine']}, {machine['threads']} threads, torch "
             f"{machine['torch']}, softgate {machine['softgate']} at commit "
-            f"{str(machine.get('commit', 'unknown'))[:10]}, {machine['date']}."
+            f"{str(machine.get('commit', 'unknown'))[:10]}{' with local changes' if machine.get('dirty') else ''}, "
+            f"{machine['date']}."
         )
         parts.append(_table(record["rows"]))
     return "\n\n".join(parts)
