@@ -271,6 +271,15 @@ def test_nan_stays_where_it_belongs(length: int, backend: str) -> None:
     assert torch.equal(poisoned(3), element)
 
 
+def test_nan_does_not_change_a_bit_elsewhere() -> None:
+    query, key, value, gate = (x.detach() for x in qkvg())
+    clean = gated_attention(query, key, value, gate)
+    query[0, 1, 2, 3] = float("nan")
+    rest = torch.ones(2, 2, 5, dtype=torch.bool)
+    rest[0, 1, 2] = False
+    assert torch.equal(gated_attention(query, key, value, gate)[rest], clean[rest])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("gate_dtype", ["same", "float32"])

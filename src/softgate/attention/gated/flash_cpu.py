@@ -91,8 +91,10 @@ def run(
         y_BHTD, lse_BHT = _FlashGated.apply(
             query, key, value, gate if fused else None, mask, top_left, factor, gate_activation if fused else None
         )
+        if gate is not None and not fused:
+            y_BHTD = (y_BHTD * gate_scores(gate, gate_activation, gate_is_logit)).to(query.dtype)
         if _hides_nan(lse_BHT, query, key):
-            return gated_attention_reference(
+            exact_BHTD = gated_attention_reference(
                 query,
                 key,
                 value,
@@ -104,9 +106,9 @@ def run(
                 gate_is_logit=gate_is_logit,
                 window=window,
             )
-        if fused or gate is None:
-            return y_BHTD
-        return (y_BHTD * gate_scores(gate, gate_activation, gate_is_logit)).to(query.dtype)
+            # Only the rows in question, so that a NaN elsewhere never changes the last bit of a healthy row.
+            y_BHTD = torch.where((lse_BHT == 0)[..., None], exact_BHTD, y_BHTD)
+        return y_BHTD
 
 
 def _hides_nan(lse_BHT: Tensor, query: Tensor, key: Tensor) -> bool:
@@ -164,13 +166,21 @@ class _FlashGated(torch.autograd.Function):
 
 def _through_gate(dgated: Tensor, gated: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """From dY', Y' and the logits: dY, Y and the gradient of the logits, in the dtypes of Y, Y and the logits."""
-    open_ = gate_scores(gate, "sigmoid", True)
-    g = open_ if activation == "sigmoid" else 0.5 + 0.5 * open_
-    safe = g.clamp_min(torch.finfo(g.dtype).tiny / torch.finfo(g.dtype).eps)
-    y = (gated / safe).to(gated.dtype)
-    share = dgated * gated if activation == "sigmoid" else dgated * y * (0.5 * open_)
-    dgate = (share.to(g.dtype) * (1 - open_)).sum_to_size(gate.shape)
+    sigma = gate_scores(gate, "sigmoid", True)
+    g = sigma if activation == "sigmoid" else 0.5 + 0.5 * sigma
+    y = (gated / g.clamp_min(torch.finfo(g.dtype).tiny / torch.finfo(g.dtype).eps)).to(gated.dtype)
+    # Summed to the gate's shape before the rest, which is cheap then if the gate is headwise.
+    if activation == "sigmoid":
+        dgate = _product(dgated, gated, g.dtype).sum_to_size(gate.shape)
+    else:
+        dgate = _product(dgated, y, g.dtype).sum_to_size(gate.shape) * (0.5 * sigma)
+    dgate.addcmul_(dgate, sigma, value=-1.0)  # times 1 - sigma
     return (dgated * g).to(gated.dtype), y, dgate.to(gate.dtype)
+
+
+def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """``a * b`` in ``dtype``: 16-bit factors are widened first, so that a sum over features is not rounded."""
+    return a.to(dtype) * b
 
 
 def _differentiable_backward(
