@@ -80,7 +80,14 @@ template <Index K, class Term>
 inline void lane_block(Index begin, Index end, LaneSum (&total)[K], Term term) {
     Vec s[K];
     for (Vec& v : s) v = set(0.0f);
-    for (Index i = begin; i < end; ++i)
+    Index i = begin;
+    for (; i + 4 <= end; i += 4) {
+        for (Index k = 0; k < K; ++k) {
+            const Vec low = add(term(i, k), term(i + 1, k)), high = add(term(i + 2, k), term(i + 3, k));
+            s[k] = add(s[k], add(low, high));
+        }
+    }
+    for (; i < end; ++i)
         for (Index k = 0; k < K; ++k) s[k] = add(s[k], term(i, k));
     for (Index k = 0; k < K; ++k) total[k].fold(s[k]);
 }
@@ -121,11 +128,19 @@ template <Index K, class Read>
 LaneStats<K> lanes_pair(Read read, Index n, bool logarithm) {
     LaneStats<K> out;
     LaneSum total[K];
-    for (Index k = 0; k < K; ++k) out.shift[k] = set(0.0f), out.exponent[k] = set(-kInf);
+    for (Index k = 0; k < K; ++k) out.shift[k] = set(0.0f), out.exponent[k] = set(kLowestExponent);
     for (Index i = 0; i < n; i += kRowBlock) {
         const Index end = i + kRowBlock < n ? i + kRowBlock : n;
         PairLanes block[K];
-        for (Index r = i; r < end; ++r) {
+        Index r = i;
+        for (; r + 4 <= end; r += 4) {
+            for (Index k = 0; k < K; ++k) {
+                ExtExp e[4];
+                for (Index j = 0; j < 4; ++j) e[j] = bounded_ext_exp(read(r + j, k));
+                block[k].include(e);
+            }
+        }
+        for (; r < end; ++r) {
             for (Index k = 0; k < K; ++k) {
                 const ExtExp e[1] = {bounded_ext_exp(read(r, k))};
                 block[k].include(e);
@@ -218,7 +233,7 @@ void write_weights(const LaneStats<K>& stats, const TileReader<T, K>& read, cons
             if (stored)
                 write(i, k, divisor[k].divide(kept(i, k)));
             else
-                write(i, k, Window(stats.shift[k], stats.exponent[k]).over(divisor[k], read(i, k)));
+                write(i, k, Window(stats.shift[k], stats.exponent[k]).times(divisor[k].inverse, read(i, k)));
         }
     }
 }

@@ -67,12 +67,14 @@ void run_softmax(Op op, Dtype dtype, const void* x, void* y, Shape s, Options op
         options.plan == Plan::automatic ? choose_algorithm(op, dtype, s) : Algorithm(int(options.plan));
     // The rounding of a pair's mantissa would show in log-probabilities near 0; the online form has the same traffic.
     if (op == Op::log_softmax && algorithm == Algorithm::two_pass) algorithm = Algorithm::online;
+    if (s.n == 1 && op == Op::softmax) s = {s.outer * s.inner, 1, 1};
     if (s.inner > 1) return softmax_columns(k, op, dtype, x, y, s, options, algorithm);
     const int threads = useful_threads(options.threads, s.size());
     const Index bytes = size_of(dtype), row_bytes = s.n * bytes, out_bytes = op == Op::logsumexp ? bytes : row_bytes;
     const char* in = static_cast<const char*>(x);
     char* out = static_cast<char*>(y);
-    if (op == Op::softmax && options.plan == Plan::automatic && s.n <= k.small_limit) {
+    // A row of one entry is exactly 1 whatever the algorithm.
+    if (op == Op::softmax && ((options.plan == Plan::automatic && s.n <= k.small_limit) || s.n == 1)) {
         share_rows(s.outer, threads, [&](Index begin, Index end) {
             k.small_rows(in + begin * row_bytes, out + begin * row_bytes, end - begin, s.n, options.empty_zero);
         });

@@ -103,11 +103,12 @@ bool eager(int op, PyObject* x, PyObject* out, PyObject* dim_object) {
     if (!borrow(x, a) || !borrow(out, b) || !same_plain_layout(a, b)) return false;
     if (!PyLong_CheckExact(dim_object)) return false;
     Py_ssize_t dim = PyLong_AsSsize_t(dim_object);
-    if (dim < 0) dim += a.ndim;
-    if (dim < 0 || dim >= a.ndim) {
+    if (dim == -1 && PyErr_Occurred()) {
         PyErr_Clear();  // an int beyond ssize_t
         return false;
     }
+    if (dim < 0) dim += a.ndim;
+    if (dim < 0 || dim >= a.ndim) return false;
     const bool half = a.bits == 16;
     if (!(a.code == kFloat && (a.bits == 32 || half)) && !(a.code == kBfloat && half)) return false;
     const Dtype dtype = !half ? Dtype::f32 : a.code == kBfloat ? Dtype::bf16 : Dtype::f16;

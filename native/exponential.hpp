@@ -30,7 +30,8 @@ inline ExtExp ext_exp(Vec x) {
 // ExtExp with -inf (and everything below the range of n) at the bottom of that range; NaN stays NaN.
 inline ExtExp bounded_ext_exp(Vec x) { return ext_exp(max2(set(kLowest), x)); }
 
-// Division by a sum through its reciprocal and one correction, as exact as a division: a lone entry gives exactly 1.
+// Division by a sum through its reciprocal and one correction, as exact as a division: an entry that is the whole sum
+// gives exactly 1.
 struct Divisor {
     Vec sum, inverse;
 
@@ -55,9 +56,10 @@ struct Window {
         const ExtExp e = bounded_ext_exp(sub(x, shift));
         return scale2(e.p, sub(e.n, exponent));
     }
-    Vec over(const Divisor& sum, Vec x) const {
+    // Here a product with the reciprocal is enough: it is at most one unit off, and never above 1.
+    Vec times(Vec inverse, Vec x) const {
         const ExtExp e = bounded_ext_exp(sub(x, shift));
-        return scale2(sum.divide(e.p), sub(e.n, exponent));
+        return scale2(mul(e.p, inverse), sub(e.n, exponent));
     }
 };
 

@@ -50,6 +50,7 @@ struct Finish {
 // form. Up to 2^22 a float still holds n and its neighbours as exact integers.
 constexpr float kPairLimit = 2097152.0f;           // 2^21
 constexpr float kLowest = -2907270.0f;             // about -2^22 ln 2: smaller x, and -inf, are treated as this
+constexpr float kLowestExponent = -4194304.0f;     // of kLowest
 constexpr float kShiftFrom = 32768.0f;             // maxima beyond this are subtracted, see Reference
 constexpr Index kBlock = 1024;     // float partial sums live this long, then they are folded into a double
 constexpr Index kSegment = 65536;  // unit of work inside a long row; fixed, so that results do not depend on threads

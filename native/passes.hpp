@@ -127,18 +127,22 @@ Stats pass_online(const void* raw, Index n, bool logarithm) {
     return total;
 }
 
-// Running (mantissa, exponent) sums per lane. Several new pairs share one new exponent.
+// Running (mantissa, exponent) sums per lane. Several new pairs share one new exponent. The empty sum has the exponent
+// of the lowest x, not -inf: AVX-512 scales NaN by 2^-inf to 0, which would lose a NaN.
 struct PairLanes {
     Vec m = set(0.0f);
-    Vec n = set(-kInf);
+    Vec n = set(kLowestExponent);
 
+    // K is a power of two: the new terms are added pairwise.
     template <Index K>
     void include(const ExtExp (&e)[K]) {
         Vec top = n;
         for (Index k = 0; k < K; ++k) top = max2(e[k].n, top);
-        Vec fresh = set(0.0f);
-        for (Index k = 0; k < K; ++k) fresh = add(fresh, scale2(e[k].p, sub(e[k].n, top)));
-        m = add(scale2(m, sub(n, top)), fresh);
+        Vec fresh[K];
+        for (Index k = 0; k < K; ++k) fresh[k] = scale2(e[k].p, sub(e[k].n, top));
+        for (Index half = K / 2; half > 0; half /= 2)
+            for (Index k = 0; k < half; ++k) fresh[k] = add(fresh[k], fresh[k + half]);
+        m = add(scale2(m, sub(n, top)), fresh[0]);
         n = top;
     }
 };
@@ -171,7 +175,7 @@ Stats pair_block(const T* x, Index n) {
 template <class T>
 Stats pass_pair(const void* raw, Index n) {
     const T* x = as<T>(raw);
-    Stats total{0.0, {0.0f, -kInf}, __builtin_nanf("")};
+    Stats total{0.0, {0.0f, kLowestExponent}, __builtin_nanf("")};
     for (Index i = 0; i < n; i += kBlock) {
         const Stats block = pair_block(x + i, n - i < kBlock ? n - i : kBlock);
         const float before = total.at.exponent, here = block.at.exponent, top = here > before ? here : before;
@@ -221,8 +225,8 @@ void pass_write(const void* x, void* y, Index n, const Finish& how, bool past_ca
         map(out, n, past_caches, [=](Vec v) { return sub(sub(v, high), low); }, as<T>(x));
     } else {
         const Window window(how.at);
-        const Divisor sum(how.sum, how.inverse);
-        map(out, n, past_caches, [=](Vec v) { return window.over(sum, v); }, as<T>(x));
+        const Vec inverse = set(how.inverse);
+        map(out, n, past_caches, [=](Vec v) { return window.times(inverse, v); }, as<T>(x));
     }
 }
 

@@ -17,6 +17,8 @@ from softgate import numpy as sn
 from softgate.normalizers import Softmax, log_softmax, logsumexp, logsumexp_pair, merge_pairs, softmax
 from softgate.normalizers.two_pass.reference import pair_reference
 
+# torch's own forward-mode and batched-gradient machinery warns about itself
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
 needs_kernels = pytest.mark.skipif(not native.available(), reason="the native kernels are not compiled in")
 MAPS = {softmax: torch.softmax, log_softmax: torch.log_softmax}
 NATIVE = ("two_pass", "three_pass_recompute", "three_pass_reload", "online")
