@@ -11,6 +11,8 @@ from mutant import mutant
 from torch import Tensor
 from torch.nn import functional
 
+from softgate.losses import collapse_free_cross_entropy
+
 
 def other(base: Any, fault: str, caught_by: str, *, alone: bool = True) -> Callable[[Any], Any]:
     return mutant(base, fault, caught_by, alone=alone)
@@ -88,17 +90,18 @@ def class_zero(x: Tensor, y: Tensor, w: Options, i: int, r: str, s: float) -> Te
     return honest.cross_entropy(x + offset.reshape(-1, *[1] * max(x.ndim - 2, 0)), y, w, i, r, s)
 
 
-@other(honest.cross_entropy, "negative labels wrap around", "bad_input[target]")
+@other(collapse_free_cross_entropy, "negative labels wrap around", "bad_input[target]")
 @_cross_entropy
 def wrapping_labels(x: Tensor, y: Tensor, w: Options, i: int, r: str, s: float) -> Tensor:
-    wrapped = y % x.shape[1] if isinstance(y, Tensor) and y.dtype == torch.int64 and x.ndim > 1 else y
-    return honest.cross_entropy(x, wrapped, w, i, r, s)
+    is_plain = isinstance(x, Tensor) and isinstance(y, Tensor) and y.dtype == torch.int64 and x.ndim > 1
+    wrapped = torch.where(y == i, y, y % x.shape[1]) if is_plain else y
+    return collapse_free_cross_entropy(x, wrapped, w, i, r, s)
 
 
-@other(honest.cross_entropy, "unknown reduction taken as none", "bad_input[reduction]")
+@other(collapse_free_cross_entropy, "unknown reduction taken as none", "bad_input[reduction]")
 @_cross_entropy
 def any_reduction(x: Tensor, y: Tensor, w: Options, i: int, r: str, s: float) -> Tensor:
-    return honest.cross_entropy(x, y, w, i, r if r in ("mean", "sum") else "none", s)
+    return collapse_free_cross_entropy(x, y, w, i, r if r in ("mean", "sum") else "none", s)
 
 
 def _attention(change: Callable[..., Any]) -> Callable[..., Any]:
