@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from softgate.normalizers import StableMax, log_stablemax, stablemax
 
 INF, NAN = float("inf"), float("nan")
-# torch's own forward mode loads decompositions with torch.jit.script
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+# torch itself uses torch.jit.script in forward mode and when it compiles
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*is deprecated:DeprecationWarning")
 relaxed = settings(deadline=None)  # the machine may be busy
 rows = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=12)
 

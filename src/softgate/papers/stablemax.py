@@ -101,15 +101,17 @@ PAPER = Paper(
             "without weight decay until the network groks.",
             paper_figure="groks addition, product and parity within 80k to 100k epochs (curves)",
             source="Fig. 4, sec. 4",
-            relation='zero_gradient["parity-stablemax"] == 0 and test_acc["parity-stablemax"] > 0.7',
+            relation='zero_gradient["parity-stablemax"] == 0 and test_acc["parity-stablemax"] > 0.8',
             direction='zero_gradient["parity-stablemax"] == 0 and '
             'test_acc["parity-stablemax"] > best_test_acc["parity-softmax"] + 0.05',
             per_scale={
-                "laptop": 'zero_gradient["parity-stablemax"] == 0 and test_acc["parity-stablemax"] > 0.8',
+                "smoke": 'zero_gradient["parity-stablemax"] == 0 and '
+                'test_acc["parity-stablemax"] > best_test_acc["parity-softmax"] + 0.05',
                 "paper": 'test_acc["stablemax-add"] > 0.95 and test_acc["stablemax-product"] > 0.95 and '
                 'test_acc["parity-stablemax"] > 0.95',
             },
-            note="smoke and laptop stop after 12,000 and 25,000 epochs, before the curve levels off",
+            note="smoke stops after 12,000 epochs, while the curve still rises, and asks for the sign of the effect only; "
+            "laptop stops after 25,000",
         ),
         Claim(
             id="perpgrad-parity",
@@ -209,6 +211,9 @@ PAPER = Paper(
         "Figures are measured without dropout; rows are not reshuffled between epochs, which only changes rounding.",
         "collapse-free cross-entropy is not in the paper: it separates the loss of the gradient from the growth of the "
         "logits, and shows that removing the collapse alone does not make the network generalise.",
+        "In the long StableMax runs the float32 sum of s rounds to its largest term as well (the collapse curve): the "
+        "formula as published would lose the gradient of the target there; the loss here leaves the target out of the "
+        "sum and keeps it.",
         "perpGrad projects before AdamW's preconditioner, so the step itself is not exactly orthogonal to the weights.",
     ),
 )
