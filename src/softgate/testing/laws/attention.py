@@ -34,8 +34,8 @@ def _free(*names: str) -> Any:
     return lambda op: op.is_free(*names)
 
 
-def _agree(op: Subject, draw: AttentionDraw, got: Tensor, expected: Tensor, message: str) -> None:
-    """Equal up to rounding: of the weights, which grows with the size of the scores, and of the sum over values."""
+def agree(op: Subject, draw: AttentionDraw, got: Tensor, expected: Tensor, message: str) -> None:
+    """Fail unless equal up to rounding: of the weights, growing with the scores, and of the sum over values."""
     width = draw.query.shape[-1]
     scores = (draw.query.double().norm(dim=-1).max() * draw.key.double().norm(dim=-1).max()).item()
     rounding = 2 * band(torch.float32, width * draw.key.shape[-2]) * (1 + scores) * draw.value.abs().max().item()
@@ -80,7 +80,7 @@ def causal_equals_mask(op: Subject, draw: AttentionDraw) -> None:
     mask = _lower_right(draw.query.shape[-2], draw.key.shape[-2])
     a = op(draw.query, draw.key, draw.value, *draw.extras, is_causal=True)
     b = op(draw.query, draw.key, draw.value, *draw.extras, attn_mask=mask)
-    _agree(op, draw, a, b, "is_causal is not the lower-right aligned mask")
+    agree(op, draw, a, b, "is_causal is not the lower-right aligned mask")
 
 
 @law("attention", draws="attention", always=True, applies=_free("attn_mask"))
@@ -90,7 +90,7 @@ def bool_mask_equals_float_mask(op: Subject, draw: AttentionDraw) -> None:
     bias = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
     a = op(draw.query, draw.key, draw.value, *draw.extras, attn_mask=mask, **_non_causal(op))
     b = op(draw.query, draw.key, draw.value, *draw.extras, attn_mask=bias, **_non_causal(op))
-    _agree(op, draw, a, b, "a bool mask and its additive form differ")
+    agree(op, draw, a, b, "a bool mask and its additive form differ")
 
 
 @law("attention", draws="attention", always=True, applies=_free("attn_mask"))
@@ -124,7 +124,7 @@ def key_permutation_invariant(op: Subject, draw: AttentionDraw) -> None:
     order = torch.randperm(draw.key.shape[-2], generator=draw.generator)
     a = op(draw.query, draw.key, draw.value, *draw.extras, **_non_causal(op))
     b = op(draw.query, draw.key[..., order, :], draw.value[..., order, :], *draw.extras, **_non_causal(op))
-    _agree(op, draw, b, a, "the order of the keys matters")
+    agree(op, draw, b, a, "the order of the keys matters")
 
 
 @law("attention", draws="attention", always=True, applies=_free("enable_gqa"))
@@ -135,7 +135,7 @@ def gqa_equals_repeat(op: Subject, draw: AttentionDraw) -> None:
     extras = extras_like(op, q, draw.generator)
     a = op(q, draw.key, draw.value, *extras, enable_gqa=True)
     k, v = (t.repeat_interleave(groups, dim=1) for t in (draw.key, draw.value))
-    _agree(op, draw, a, op(q, k, v, *extras), "grouped queries differ from repeated keys and values")
+    agree(op, draw, a, op(q, k, v, *extras), "grouped queries differ from repeated keys and values")
 
 
 @law("attention", draws="attention", always=True, applies=_free("attn_mask"))
@@ -170,7 +170,7 @@ def decode_equals_prefill(op: Subject, draw: AttentionDraw) -> None:
     for t in range(length):
         extras = [e[..., t : t + 1, :] if _is_per_query(d, draw) else e for e, d in zip(rows, draw.extras, strict=True)]
         steps.append(op(q[..., t : t + 1, :], k[..., : t + 1, :], v[..., : t + 1, :], *extras, is_causal=True))
-    _agree(op, draw, torch.cat(steps, dim=-2), whole, "decoding step by step differs from one causal call")
+    agree(op, draw, torch.cat(steps, dim=-2), whole, "decoding step by step differs from one causal call")
 
 
 def _is_per_query(extra: Any, draw: AttentionDraw) -> bool:
@@ -181,7 +181,7 @@ def _is_per_query(extra: Any, draw: AttentionDraw) -> bool:
 def scale_argument(op: Subject, draw: AttentionDraw) -> None:
     """``scale=s`` multiplies the scores: it equals queries multiplied by s with ``scale=1``; None is 1/sqrt(width)."""
     q, k, v = draw.query, draw.key, draw.value
-    _agree(
+    agree(
         op,
         draw,
         op(q, k, v, *draw.extras, scale=0.5),
@@ -189,7 +189,7 @@ def scale_argument(op: Subject, draw: AttentionDraw) -> None:
         "scale is not applied",
     )
     default = op(q, k, v, *draw.extras, scale=q.shape[-1] ** -0.5)
-    _agree(op, draw, op(q, k, v, *draw.extras), default, "the default scale is not 1/sqrt(width)")
+    agree(op, draw, op(q, k, v, *draw.extras), default, "the default scale is not 1/sqrt(width)")
 
 
 def _first_batch_entry(op: Subject, draw: AttentionDraw) -> tuple[Tensor, Tensor]:
@@ -204,7 +204,7 @@ def _first_batch_entry(op: Subject, draw: AttentionDraw) -> tuple[Tensor, Tensor
 def batch_entries_are_independent(op: Subject, draw: AttentionDraw) -> None:
     """A batch entry alone gives what it gives in a batch, up to the rounding of matrix products of another shape."""
     together, alone = _first_batch_entry(op, draw)
-    _agree(op, draw, together, alone, "a batch entry depends on the batch")
+    agree(op, draw, together, alone, "a batch entry depends on the batch")
 
 
 @law("attention", draws="attention")
@@ -221,4 +221,4 @@ def value_linear(op: Subject, draw: AttentionDraw) -> None:
     other = draw.value.flip(-1)
     combined = op(draw.query, draw.key, 2 * draw.value - other, *draw.extras)
     parts = [op(draw.query, draw.key, v, *draw.extras) for v in (draw.value, other)]
-    _agree(op, draw, combined / 4, (2 * parts[0] - parts[1]) / 4, "the result is not linear in the values")
+    agree(op, draw, combined / 4, (2 * parts[0] - parts[1]) / 4, "the result is not linear in the values")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from softgate.testing.laws._law import law
+from softgate.testing.laws.attention import agree
 from softgate.testing.laws.rows import apply
 from softgate.testing.report import fail
 from softgate.testing.strategies import AttentionDraw, LossDraw, RowDraw
@@ -128,5 +129,7 @@ def nan_stays_in_its_batch_entry(op: Subject, draw: AttentionDraw) -> None:
             fail(f"NaN in argument {place} was dropped", query=draw.query, key=draw.key, value=draw.value)
         others = torch.ones(clean.shape[:2], dtype=torch.bool)
         others[0, 0] = False
-        if not same_bits(clean[others], spoilt[others]):
-            fail(f"NaN in argument {place} reached another head", query=draw.query, key=draw.key, value=draw.value)
+        if not bool(others.any()):
+            continue
+        # up to rounding: NaN may send the call to another implementation
+        agree(op, draw, spoilt[others], clean[others], f"NaN in argument {place} changed another head")
