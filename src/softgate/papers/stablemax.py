@@ -110,8 +110,8 @@ PAPER = Paper(
                 "paper": 'test_acc["stablemax-add"] > 0.95 and test_acc["stablemax-product"] > 0.95 and '
                 'test_acc["parity-stablemax"] > 0.95',
             },
-            note="smoke stops after 12,000 epochs, while the curve still rises, and asks for the sign of the effect only; "
-            "laptop stops after 25,000",
+            note="smoke stops after 12,000 epochs, while the curve still rises, and asks for the sign of the effect "
+            "only; laptop stops after 25,000",
         ),
         Claim(
             id="perpgrad-parity",
