@@ -43,7 +43,7 @@ def test_every_figure_of_a_relation_is_measured(scale: str, measured: dict[str, 
         if scale not in claim.scales:
             continue
         relations = [claim.per_scale.get(scale, claim.relation), *filter(None, [claim.direction])]
-        for figure, cell in figures_in(relations[0]):
+        for figure, cell in (pair for relation in relations for pair in figures_in(relation)):
             assert cell in names, f"{claim.id}: {cell} does not run at scale {scale}"
             assert isinstance(measured[cell][figure], float), f"{claim.id}: {figure}[{cell}]"
             checked += 1
