@@ -22,8 +22,6 @@ from softgate.losses import (
     stablemax_cross_entropy,
 )
 
-# torch itself uses torch.jit.script in forward mode and when it compiles
-pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script.*is deprecated:DeprecationWarning")
 INF, NAN = float("inf"), float("nan")
 LOSSES = [stablemax_cross_entropy, collapse_free_cross_entropy]
 both_losses = pytest.mark.parametrize("loss", LOSSES)

@@ -19,7 +19,8 @@ def test_smoke_reproduction(slug, tmp_path):
     failed = {f"{c['name']}-s{c['seed']}": c["error"] for c in outcome.results["cells"] if c["status"] != "done"}
     assert not failed
     verdicts = {j.id: j.verdict for j in outcome.judgements}
-    assert set(verdicts.values()) <= {"reproduced", "inconclusive", "needs hardware", "not measured"}, verdicts
+    # smoke must show the sign of an effect; its size is the business of the larger scales
+    assert "not reproduced" not in verdicts.values(), verdicts
     assert "reproduced" in verdicts.values()
     assert json.loads((outcome.folder / "results.json").read_text())["paper"]["slug"] == slug
     assert "<svg" in (outcome.folder / "index.html").read_text()

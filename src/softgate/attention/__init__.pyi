@@ -1,0 +1,9 @@
+from .cache import KVCache as KVCache
+from .gated import gated_attention as gated_attention
+from .gated_module import GatedAttention as GatedAttention
+from .qkvg import export_gated_state_dict as export_gated_state_dict
+from .qkvg import fuse_qkvg as fuse_qkvg
+from .qkvg import import_gated_state_dict as import_gated_state_dict
+from .qkvg import unfuse_qkvg as unfuse_qkvg
+from .rotary import RotaryEmbedding as RotaryEmbedding
+from .rotary import apply_rotary as apply_rotary

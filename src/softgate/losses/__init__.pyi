@@ -1,0 +1,3 @@
+from .collapse_free import collapse_free_cross_entropy as collapse_free_cross_entropy
+from .stable_max import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
+from .stable_max import stablemax_cross_entropy as stablemax_cross_entropy

@@ -1,0 +1,3 @@
+from .gpt import GPT as GPT
+from .gpt import GPTConfig as GPTConfig
+from .mlp import MLP as MLP

@@ -1,0 +1,9 @@
+from .stable_max import StableMax as StableMax
+from .stable_max import log_stablemax as log_stablemax
+from .stable_max import stablemax as stablemax
+from .two_pass import Softmax as Softmax
+from .two_pass import log_softmax as log_softmax
+from .two_pass import logsumexp as logsumexp
+from .two_pass import logsumexp_pair as logsumexp_pair
+from .two_pass import merge_pairs as merge_pairs
+from .two_pass import softmax as softmax
