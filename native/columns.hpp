@@ -45,12 +45,14 @@ struct LaneSum {
     }
     void rescale(Vec f) { s = mul(s, f), c = mul(c, f); }
     Vec value() const { return add(s, c); }
+    Vec rest() const { return sub(c, sub(value(), s)); }
 };
 
 // Per lane what Stats is for a row.
 template <Index K>
 struct LaneStats {
     Vec max[K], shift[K], exponent[K], sum[K];
+    Vec rest[K];  // what sum lacks to the sum of the folded blocks, for the logarithm
 };
 
 // reference_for, per lane.
@@ -92,11 +94,10 @@ inline void lane_block(Index begin, Index end, LaneSum (&total)[K], Term term) {
     for (Index k = 0; k < K; ++k) total[k].fold(s[k]);
 }
 
+// The log of a sum near 1 shows every rounding of that sum: with step 1 no plain addition is made at all.
 template <Index K, class Term>
-inline void lane_sums(Index n, Vec (&out)[K], Term term) {
-    LaneSum total[K];
-    for (Index i = 0; i < n; i += kRowBlock) lane_block(i, i + kRowBlock < n ? i + kRowBlock : n, total, term);
-    for (Index k = 0; k < K; ++k) out[k] = total[k].value();
+inline void lane_sums(Index n, Index step, LaneSum (&total)[K], Term term) {
+    for (Index i = 0; i < n; i += step) lane_block(i, i + step < n ? i + step : n, total, term);
 }
 
 template <Index K, class Read>
@@ -120,7 +121,7 @@ LaneStats<K> lanes_online(Read read, Index n, bool logarithm) {
             return Window(out.shift[k], out.exponent[k])(read(r, k));
         });
     }
-    for (Index k = 0; k < K; ++k) out.sum[k] = total[k].value();
+    for (Index k = 0; k < K; ++k) out.sum[k] = total[k].value(), out.rest[k] = total[k].rest();
     return out;
 }
 
@@ -156,6 +157,7 @@ LaneStats<K> lanes_pair(Read read, Index n, bool logarithm) {
     float low = kInf, high = -kInf;
     for (Index k = 0; k < K; ++k) {
         out.sum[k] = total[k].value();
+        out.rest[k] = total[k].rest();
         const float top = reduce_max(out.exponent[k]), bottom = -reduce_max(sub(set(0.0f), out.exponent[k]));
         high = top > high ? top : high;
         low = bottom < low ? bottom : low;
@@ -170,25 +172,28 @@ LaneStats<K> lanes_after_max(Read read, Index n, bool logarithm, Keep keep) {
     for (Vec& m : out.max) m = set(-kInf);
     lane_max<K>(read, 0, n, out.max);
     set_references(out, logarithm);
-    lane_sums<K>(n, out.sum, [&](Index i, Index k) {
+    LaneSum total[K];
+    lane_sums<K>(n, logarithm ? 1 : kRowBlock, total, [&](Index i, Index k) {
         const Vec e = Window(out.shift[k], out.exponent[k])(read(i, k));
         keep(i, k, e);
         return e;
     });
+    for (Index k = 0; k < K; ++k) out.sum[k] = total[k].value(), out.rest[k] = total[k].rest();
     return out;
 }
 
 // log of the sums: the log-sum-exp of every column as a double.
 template <class T, Index K>
 void lane_logs(const LaneStats<K>& stats, const TileReader<T, K>& read, const ColumnTile& tile, double* lse) {
-    float shift[K * kWidth], exponent[K * kWidth], sum[K * kWidth];
+    float shift[K * kWidth], exponent[K * kWidth], sum[K * kWidth], rest[K * kWidth];
     for (Index k = 0; k < K; ++k) {
         store(shift + k * kWidth, stats.shift[k]);
         store(exponent + k * kWidth, stats.exponent[k]);
         store(sum + k * kWidth, stats.sum[k]);
+        store(rest + k * kWidth, stats.rest[k]);
     }
     for (Index c = 0; c < tile.columns; ++c) {
-        lse[c] = __builtin_log(double(sum[c])) + double(exponent[c]) * 0.693147180559945309417 + double(shift[c]);
+        lse[c] = __builtin_log(double(sum[c]) + double(rest[c])) + double(exponent[c]) * 0.693147180559945309417 + double(shift[c]);
         if (shift[c] != kInf || tile.op != Op::logsumexp) continue;
         lse[c] = kInf;  // as in torch.logsumexp; the sum is NaN here with or without a NaN entry
         for (Index i = 0; i < tile.n; ++i)
@@ -279,11 +284,13 @@ void column_grad(const ColumnGradTile& tile) {
         const Index lanes = tile.columns - c < kWidth ? tile.columns - c : kWidth;
         const TileReader<T, 1> y{as<T>(tile.y) + c, tile.stride, lanes}, dy{as<T>(tile.dy) + c, tile.stride, lanes};
         const TileWriter<T, 1> dx{static_cast<T*>(tile.dx) + c, tile.stride, lanes};
-        Vec sum[1];
-        lane_sums<1>(tile.n, sum, [&](Index i, Index k) { return tile.log ? dy(i, k) : mul(y(i, k), dy(i, k)); });
+        LaneSum total[1];
+        lane_sums<1>(tile.n, kRowBlock, total,
+                     [&](Index i, Index k) { return tile.log ? dy(i, k) : mul(y(i, k), dy(i, k)); });
+        const Vec sum = total[0].value();
         for (Index i = 0; i < tile.n; ++i) {
             const Vec a = y(i, 0), b = dy(i, 0);
-            dx(i, 0, tile.log ? fnma(probability(a), sum[0], b) : mul(a, sub(b, sum[0])));
+            dx(i, 0, tile.log ? fnma(probability(a), sum, b) : mul(a, sub(b, sum)));
         }
     }
 }

@@ -55,7 +55,7 @@ Algorithm choose_algorithm(Op op, Dtype dtype, Shape shape) {
         const Index tile = row_bytes * kTileVectors * kernels_for(current_isa(), dtype)->width;
         return tile <= machine().l2 / 2 ? Algorithm::reload : Algorithm::online;
     }
-    if (op == Op::softmax && row_bytes <= machine().llc / 8) return Algorithm::reload;
+    if (op == Op::softmax && row_bytes <= machine().llc / 4) return Algorithm::reload;
     if (op != Op::softmax && row_bytes <= machine().l2 / 4) return Algorithm::recompute;
     return op == Op::log_softmax ? Algorithm::online : Algorithm::two_pass;
 }
@@ -74,9 +74,11 @@ void run_softmax(Op op, Dtype dtype, const void* x, void* y, Shape s, Options op
     const char* in = static_cast<const char*>(x);
     char* out = static_cast<char*>(y);
     // A row of one entry is exactly 1 whatever the algorithm.
-    if (op == Op::softmax && ((options.plan == Plan::automatic && s.n <= k.small_limit) || s.n == 1)) {
+    const bool small = options.plan == Plan::automatic && s.n <= k.small_limit;
+    if ((small && op != Op::logsumexp) || (s.n == 1 && op == Op::softmax)) {
         share_rows(s.outer, threads, [&](Index begin, Index end) {
-            k.small_rows(in + begin * row_bytes, out + begin * row_bytes, end - begin, s.n, options.empty_zero);
+            k.small_rows(in + begin * row_bytes, out + begin * row_bytes, end - begin, s.n, op == Op::log_softmax,
+                         options.empty_zero);
         });
         return;
     }
@@ -107,6 +109,14 @@ void run_gradient(bool log, Dtype dtype, const void* y, const void* dy, void* dx
                 k.column_grad({a + offset, b + offset, out + offset, s.n, s.inner,
                                std::min(width, s.inner - column), log});
             }
+        });
+        return;
+    }
+    if (!log && s.n <= k.small_limit) {
+        const Index row_bytes = s.n * bytes;
+        share_rows(s.outer, threads, [&](Index begin, Index end) {
+            const Index offset = begin * row_bytes;
+            k.small_grad_rows(a + offset, b + offset, out + offset, end - begin, s.n);
         });
         return;
     }

@@ -30,6 +30,17 @@ inline ExtExp ext_exp(Vec x) {
 // ExtExp with -inf (and everything below the range of n) at the bottom of that range; NaN stays NaN.
 inline ExtExp bounded_ext_exp(Vec x) { return ext_exp(max2(set(kLowest), x)); }
 
+// log(s) for s >= 1: two steps of Halley's method on exp(y) = s, each of which cubes the error.
+inline Vec log_of_sum(Vec s) {
+    Vec y = log_guess(s);
+    for (int step = 0; step < 2; ++step) {
+        const ExtExp e = ext_exp(y);
+        const Vec power = mul(e.p, div(set(1.0f), scale2(set(1.0f), sub(set(0.0f), e.n))));
+        y = add(y, div(mul(set(2.0f), sub(s, power)), add(s, power)));
+    }
+    return y;
+}
+
 // Division by a sum through its reciprocal and one correction, as exact as a division: an entry that is the whole sum
 // gives exactly 1.
 struct Divisor {

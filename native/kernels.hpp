@@ -97,7 +97,8 @@ struct KernelTable {
     void (*divide)(const float* e, void* y, Index n, const Finish&, bool stream);
     void (*write)(const void* x, void* y, Index n, const Finish&, bool stream);
     void (*put)(float value, void* y);  // one entry, rounded to the data type
-    void (*small_rows)(const void* x, void* y, Index rows, Index n, bool empty_zero);
+    void (*small_rows)(const void* x, void* y, Index rows, Index n, bool logarithm, bool empty_zero);
+    void (*small_grad_rows)(const void* y, const void* dy, void* dx, Index rows, Index n);  // of softmax
     void (*column_tile)(const ColumnTile&);
     double (*grad_sum)(const void* y, const void* dy, Index n, bool log);  // sum y dy, or sum dy if log
     void (*grad_write)(const void* y, const void* dy, void* dx, Index n, bool log, float sum, bool stream);

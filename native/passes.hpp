@@ -235,6 +235,11 @@ void put(float value, void* y) {
     store_n(static_cast<T*>(y), set(value), 1);
 }
 
+template <Index N>
+struct Count {
+    static constexpr Index value = N;
+};
+
 // Short rows stay in K registers from the first load to the last store.
 template <class T, Index K>
 void small_rows_of(const T* x, T* y, Index rows, Index n, bool empty_zero) {
@@ -256,21 +261,86 @@ void small_rows_of(const T* x, T* y, Index rows, Index n, bool empty_zero) {
     }
 }
 
-template <class T>
-void small_rows(const void* x, void* y, Index rows, Index n, bool zero) {
-    static_assert(kSmallVectors == 4 || kSmallVectors == 8, "the switch below lists them");
-    const T* in = as<T>(x);
-    T* out = static_cast<T*>(y);
-    switch ((n + kWidth - 1) / kWidth) {
-        case 1: return small_rows_of<T, 1>(in, out, rows, n, zero);
-        case 2: return small_rows_of<T, 2>(in, out, rows, n, zero);
-        case 3: return small_rows_of<T, 3>(in, out, rows, n, zero);
-        case 4: return small_rows_of<T, 4>(in, out, rows, n, zero);
-        case 5: return small_rows_of<T, 5>(in, out, rows, n, zero);
-        case 6: return small_rows_of<T, 6>(in, out, rows, n, zero);
-        case 7: return small_rows_of<T, 7>(in, out, rows, n, zero);
-        default: return small_rows_of<T, 8>(in, out, rows, n, zero);
+// The logarithms of kWidth rows are taken together: a logarithm costs as much as a whole short row.
+template <class T, Index K>
+void small_log_rows_of(const T* x, T* y, Index rows, Index n, bool empty_zero) {
+    const Index tail = n - (K - 1) * kWidth;
+    for (Index start = 0; start < rows; start += kWidth) {
+        const Index group = rows - start < kWidth ? rows - start : kWidth;
+        float shift[kWidth], sum[kWidth];
+        for (Index r = 0; r < kWidth; ++r) shift[r] = 0.0f, sum[r] = 1.0f;
+        for (Index r = 0; r < group; ++r) {
+            const T* row = x + (start + r) * n;
+            Vec v[K];
+            for (Index k = 0; k < K - 1; ++k) v[k] = load(row + k * kWidth);
+            v[K - 1] = load_n(row + (K - 1) * kWidth, tail, -kInf);
+            Vec top = v[0], s = set(0.0f);
+            for (Index k = 1; k < K; ++k) top = max2(v[k], top);
+            const Reference at = reference_for(reduce_max(top), true);
+            const Window window(at);
+            for (Index k = 0; k < K; ++k) s = add(s, window(v[k]));
+            shift[r] = at.shift;
+            sum[r] = reduce_add(s);
+        }
+        const Vec sums = load(sum), empty = set(empty_zero ? 0.0f : __builtin_nanf(""));
+        float logarithm[kWidth];
+        store(logarithm, where_equal(sums, set(0.0f), empty, log_of_sum(sums)));
+        for (Index r = 0; r < group; ++r) {
+            const T* row = x + (start + r) * n;
+            const Vec high = set(shift[r]), low = set(logarithm[r]);
+            map(y + (start + r) * n, n, false, [=](Vec v) { return sub(sub(v, high), low); }, row);
+        }
     }
+}
+
+template <class T, Index K>
+void small_grad_rows_of(const T* y, const T* dy, T* dx, Index rows, Index n) {
+    const Index tail = n - (K - 1) * kWidth;
+    for (Index r = 0; r < rows; ++r, y += n, dy += n, dx += n) {
+        Vec a[K], b[K], s = set(0.0f);
+        for (Index k = 0; k < K; ++k) {
+            const Index at = k * kWidth;
+            a[k] = k < K - 1 ? load(y + at) : load_n(y + at, tail, 0.0f);
+            b[k] = k < K - 1 ? load(dy + at) : load_n(dy + at, tail, 0.0f);
+            s = fma(a[k], b[k], s);
+        }
+        const Vec sum = set(reduce_add(s));
+        for (Index k = 0; k < K - 1; ++k) store(dx + k * kWidth, mul(a[k], sub(b[k], sum)));
+        store_n(dx + (K - 1) * kWidth, mul(a[K - 1], sub(b[K - 1], sum)), tail);
+    }
+}
+
+// Calls f with the number of vectors of a short row as a compile-time constant.
+template <class F>
+inline void with_vectors(Index n, F f) {
+    static_assert(kSmallVectors <= 8, "the switch below lists them");
+    switch ((n + kWidth - 1) / kWidth) {
+        case 1: return f(Count<1>{});
+        case 2: return f(Count<2>{});
+        case 3: return f(Count<3>{});
+        case 4: return f(Count<4>{});
+        case 5: return f(Count<5>{});
+        case 6: return f(Count<6>{});
+        case 7: return f(Count<7>{});
+        default: return f(Count<8>{});
+    }
+}
+
+template <class T>
+void small_rows(const void* x, void* y, Index rows, Index n, bool logarithm, bool zero) {
+    with_vectors(n, [=](auto count) {
+        if (logarithm)
+            small_log_rows_of<T, decltype(count)::value>(as<T>(x), static_cast<T*>(y), rows, n, zero);
+        else
+            small_rows_of<T, decltype(count)::value>(as<T>(x), static_cast<T*>(y), rows, n, zero);
+    });
+}
+
+template <class T>
+void small_grad_rows(const void* y, const void* dy, void* dx, Index rows, Index n) {
+    with_vectors(n, [=](auto count) {
+        small_grad_rows_of<T, decltype(count)::value>(as<T>(y), as<T>(dy), static_cast<T*>(dx), rows, n);
+    });
 }
 
 // exp of a log-probability.

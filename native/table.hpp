@@ -19,6 +19,7 @@ const KernelTable* table_of() {
                                    pass_write<T>,
                                    put<T>,
                                    small_rows<T>,
+                                   small_grad_rows<T>,
                                    column_tile<T>,
                                    grad_sum<T>,
                                    grad_write<T>,

@@ -92,6 +92,12 @@ inline void stream(Half* p, Vec a) {
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// log(a) for a >= 1 to 0.06: the exponent and mantissa bits read as one number.
+inline Vec log_guess(Vec a) {
+    const __m256i bits = _mm256_sub_epi32(_mm256_castps_si256(a), _mm256_set1_epi32(0x3f800000));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(bits), set(0x1.62E43p-24f));
+}
+
 inline float reduce_max(Vec a) {
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     m = _mm_max_ps(m, _mm_movehl_ps(m, m));

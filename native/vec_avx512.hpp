@@ -73,6 +73,12 @@ inline void stream(bf16* p, Vec a) { _mm256_stream_si256(reinterpret_cast<__m256
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// log(a) for a >= 1 to 0.06: the exponent and mantissa bits read as one number.
+inline Vec log_guess(Vec a) {
+    const __m512i bits = _mm512_sub_epi32(_mm512_castps_si512(a), _mm512_set1_epi32(0x3f800000));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(bits), set(0x1.62E43p-24f));
+}
+
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a); }
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a); }
 inline double sum_double(Vec a) {

@@ -130,6 +130,10 @@ inline void stream(T* p, const Vec& a) {
 inline void stream_fence() {}
 inline void prefetch(const void*) {}
 
+inline Vec log_guess(const Vec& a) {
+    return each([&](Index i) { return std::log(a.lane[i]); });
+}
+
 inline float reduce_max(const Vec& a) {
     double m = a.lane[0];
     for (double v : a.lane) m = v > m ? v : m;

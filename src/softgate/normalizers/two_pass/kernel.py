@@ -123,10 +123,10 @@ class _Kernel(torch.autograd.Function):
         return dx, None, None, None, None, None
 
 
-def native_gradient(op: int, y: Tensor, dy: Tensor, dim: int, threads: int) -> Tensor:
-    """``y (dy - sum y dy)`` for softmax, ``dy - exp(y) sum dy`` for log-softmax."""
+def native_gradient(op: int, y: Tensor, dy: Tensor, dim: int, threads: int, dx: Tensor | None = None) -> Tensor:
+    """``y (dy - sum y dy)`` for softmax, ``dy - exp(y) sum dy`` for log-softmax; ``dx`` receives it if given."""
     dy = dy.resolve_neg().contiguous()
-    dx = torch.empty_like(y)
+    dx = torch.empty_like(y) if dx is None else dx
     code, pointers = DTYPES[y.dtype], (y.data_ptr(), dy.data_ptr(), dx.data_ptr())
     native.kernels().gradient(op == LOG_SOFTMAX, code, *pointers, *split_shape(y.shape, dim), threads)
     return dx
