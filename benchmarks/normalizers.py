@@ -20,7 +20,7 @@ from _timing import CONSOLE, nanoseconds, table, touched, write_record
 from softgate import native
 from softgate.lab.timing import bandwidth_candidates, interleaved, load_per_core
 from softgate.normalizers import log_softmax, softmax
-from softgate.normalizers.two_pass.kernel import LOG_SOFTMAX, SOFTMAX, native_gradient
+from softgate.normalizers.two_pass.kernel import LOG_SOFTMAX, SOFTMAX, launch, native_gradient
 from softgate.papers.two_pass_softmax import ALGORITHMS, rivals
 from softgate.testing.budgets import ulp_error
 
@@ -58,7 +58,8 @@ def algorithms(seconds: float) -> list[dict[str, Any]]:
         for log2 in (13, 15, 17, 18, 20, 22, 24, 25, 26):
             x, y = touched(2**log2)
             candidates: dict[str, Callable[[], object]] = {
-                name: lambda a=a, x=x, y=y: softmax(x, out=y, algorithm=a) for name, a in ALGORITHMS.items()
+                name: lambda plan=native.ALGORITHMS[a], x=x, y=y: launch(SOFTMAX, x, -1, plan, False, 1, y)
+                for name, a in ALGORITHMS.items()
             }
             candidates["auto"] = lambda x=x, y=y: softmax(x, out=y)
             candidates["torch"] = lambda x=x, y=y: torch.softmax(x, -1, out=y)

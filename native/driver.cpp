@@ -82,9 +82,11 @@ void run_softmax(Op op, Dtype dtype, const void* x, void* y, Shape s, Options op
         });
         return;
     }
-    const bool stream = op != Op::logsumexp && stream_output(options.streaming, s.size() * bytes);
-    const bool needs_scratch =
-        op == Op::softmax && algorithm == Algorithm::reload && (dtype != Dtype::f32 || stream);
+    // The reload form streams from a scratch row, which pays only while that row stays in the second-level cache.
+    const bool reloads = op == Op::softmax && algorithm == Algorithm::reload;
+    const bool stream = op != Op::logsumexp && stream_output(options.streaming, s.size() * bytes) &&
+                        !(reloads && s.n > kSegment);
+    const bool needs_scratch = reloads && (dtype != Dtype::f32 || stream);
     const auto run = [&](Index begin, Index end, int split) {
         const std::unique_ptr<float[]> scratch(needs_scratch ? new float[std::size_t(s.n)] : nullptr);
         const Row row{k, op, dtype, algorithm, s.n, stream, options.empty_zero, scratch.get()};

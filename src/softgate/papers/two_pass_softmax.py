@@ -13,6 +13,7 @@ from softgate import native
 from softgate.lab.paper import Cell, Claim, Paper, Plot, Scale
 from softgate.lab.timing import bandwidth_candidates, interleaved
 from softgate.normalizers import softmax
+from softgate.normalizers.two_pass.kernel import SOFTMAX, launch
 
 if TYPE_CHECKING:
     from softgate.lab.cell import CellRun
@@ -91,7 +92,7 @@ def _times(run: CellRun, x: Tensor, y: Tensor, *, with_rivals: bool) -> dict[str
     threads = run.threads if run.config.get("threads") == "all" else 1
     torch.set_num_threads(threads)
     candidates: dict[str, Callable[[], object]] = {
-        name: lambda algorithm=algorithm: softmax(x, out=y, algorithm=algorithm, num_threads=threads)  # type: ignore[misc]
+        name: lambda plan=native.ALGORITHMS[algorithm]: launch(SOFTMAX, x, -1, plan, False, threads, y)  # type: ignore[misc]
         for name, algorithm in ALGORITHMS.items()
     }
     candidates |= rivals(x, y) if with_rivals else {"torch": lambda: torch.softmax(x, -1, out=y)}
