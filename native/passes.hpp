@@ -47,6 +47,16 @@ bool pass_has_nan(const void* raw, Index n) {
     return i < n && any_nan(load_n(x + i, n - i, 0.0f));
 }
 
+// Sum of K vectors, K a power of two, without a chain of roundings. A recursion, so that they stay in registers: GCC does
+// not unroll the loop with a halving bound.
+template <Index K>
+inline Vec pairwise(const Vec* s) {
+    if constexpr (K == 1)
+        return s[0];
+    else
+        return add(pairwise<K / 2>(s), pairwise<K / 2>(s + K / 2));
+}
+
 // Sum over one block of term(i, lanes), where lanes < kWidth only for the tail.
 template <class Term>
 inline double block_sum(Index n, Term term) {
@@ -56,9 +66,7 @@ inline double block_sum(Index n, Term term) {
     for (; i + kTree * kWidth <= n; i += kTree * kWidth) {
         Vec s[kTree];
         for (Index k = 0; k < kTree; ++k) s[k] = term(i + k * kWidth, kWidth);
-        for (Index half = kTree / 2; half > 0; half /= 2)
-            for (Index k = 0; k < half; ++k) s[k] = add(s[k], s[k + half]);
-        whole = add(whole, s[0]);
+        whole = add(whole, pairwise<kTree>(s));
     }
     for (; i + kWidth <= n; i += kWidth) rest = add(rest, term(i, kWidth));
     if (i < n) rest = add(rest, term(i, n - i));
@@ -140,9 +148,7 @@ struct PairLanes {
         for (Index k = 0; k < K; ++k) top = max2(e[k].n, top);
         Vec fresh[K];
         for (Index k = 0; k < K; ++k) fresh[k] = scale2(e[k].p, sub(e[k].n, top));
-        for (Index half = K / 2; half > 0; half /= 2)
-            for (Index k = 0; k < half; ++k) fresh[k] = add(fresh[k], fresh[k + half]);
-        m = add(scale2(m, sub(n, top)), fresh[0]);
+        m = add(scale2(m, sub(n, top)), pairwise<K>(fresh));
         n = top;
     }
 };
