@@ -73,7 +73,36 @@ def machine_line() -> str:
     return "Measured at scale `laptop` on: " + "; ".join(sorted(seen)) + "."
 
 
-TABLES = {"claims": claims_table, "machine": machine_line}
+def speed_table() -> str:
+    """What the benchmark of the normalizers measured, in a few lines."""
+    record = json.loads((RESULTS / "benchmark-normalizers.json").read_text(encoding="utf-8"))
+    rows = {name: section["figures"] for name, section in record.items()}
+    isa = record["algorithms"]["native"]["isa"]
+    single = {r["n"]: r for r in rows["algorithms"] if r["isa"] == isa}
+    lines = ["| float32, one thread, preallocated output | measured |", "|---|---|"]
+    for log2 in (17, 24, 26):
+        r = single[2**log2]
+        lines.append(f"| `softmax`, one row of 2^{log2}, against torch | {r['speedup_over_torch']:.2f}× |")
+    last = single[2**26]
+    lines += [
+        f"| two passes against three recomputing ones at 2^26 | {last['two_pass_over_recompute']:.2f}× |",
+        f"| two passes at 2^26, time over a streaming read plus copy | {last['two_pass_over_floor']:.2f} |",
+    ]
+    for r in rows["threads"]:
+        lines.append(f"| two threads against one, {r['rows']} × {r['n']} | {r['speedup']:.2f}× |")
+    for op in dict.fromkeys(r["op"] for r in rows["gradients"]):
+        gains = [r["speedup"] for r in rows["gradients"] if r["op"] == op]
+        lines.append(f"| `{op}` against torch, five shapes | {min(gains):.2f}× to {max(gains):.2f}× |")
+    worst = min(rows["grid"], key=lambda r: r["median_speedup"])
+    lines.append(
+        f"| slowest of {len(rows['grid'])} shapes from 16 to 2^26 against torch (medians) | "
+        f"{worst['median_speedup']:.2f}× ({worst['rows']} × {worst['n']}) |"
+    )
+    e = record["algorithms"]["environment"]
+    return "\n".join(lines) + f"\n\n{e.get('cpu', '')}, {isa}, torch {e['torch']}; candidates timed in turns."
+
+
+TABLES = {"claims": claims_table, "machine": machine_line, "speed": speed_table}
 PAGES = ("README.md",)
 
 

@@ -47,6 +47,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "mlp-relu": {"ffn": "mlp", "activation": "relu"},
     "tied": {"tied_head": True},
     "no-positions": {"rope": None, "bias": True},
+    "learned-positions": {"rope": None, "learned_positions": 32},
     "wide-heads": {"head_dim": 16, "hidden_dim": 24, "activation": nn.Tanh},
 }
 
@@ -192,6 +193,7 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         ({"dropout": "0.1"}, "dropout must be a real number"),
         ({"norm_eps": 0.0}, "norm_eps must be a number in"),
         ({"rope": -1.0}, "base must be a number in"),
+        ({"learned_positions": 0}, "learned_positions must be a positive int"),
         ({"qk_norm": "yes"}, "qk_norm must be a bool"),
     ],
 )
@@ -217,3 +219,12 @@ def test_bad_calls_are_named() -> None:
     for call, message in calls:
         with pytest.raises(SoftgateError, match=message):
             call()
+
+
+def test_learned_positions_bound_the_length() -> None:
+    model = make(rope=None, learned_positions=4).eval()
+    cache = model.new_cache()
+    model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+    model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+    with pytest.raises(SoftgateError, match="tokens must end within the 4 learned positions, got length 5"):
+        model(torch.zeros(1, 1, dtype=torch.long), cache=cache)

@@ -24,7 +24,8 @@ from typing import cast
 from softgate.lab.grid import GRACE_SECONDS, RunningCell
 from softgate.lab.task import STDERR, CellResult, CellTask, Status, run_task
 
-_PRELOAD = ["torch", "softgate.lab.local_grid"]
+#: Imported once and inherited by every cell; the first optimizer of a process would import torch._dynamo anyway.
+_PRELOAD = ["torch", "torch._dynamo", "softgate.lab.local_grid"]
 _TAIL_BYTES = 4000
 
 

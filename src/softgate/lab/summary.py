@@ -18,7 +18,7 @@ _STYLE = {
 
 
 def print_summary(console: Console, outcome: Outcome) -> None:
-    """Print claim · paper's figure · measured · verdict, then where everything lies."""
+    """Print claim · paper's figure · measured · verdict, then where everything lies (the relations: on the page)."""
     if outcome.interrupted:
         console.print(
             f"Interrupted. Continue with: [bold]{outcome.results['command']} --resume[/bold]", highlight=False
@@ -30,16 +30,20 @@ def print_summary(console: Console, outcome: Outcome) -> None:
         show_lines=True,
     )
     for heading, ratio in (("Claim", 3), ("Paper's figure", 2), ("Measured", 3), ("Verdict", 2)):
-        table.add_column(heading, ratio=ratio)
+        table.add_column(heading, ratio=ratio, overflow="fold")
+    elsewhere = []
     for claim, judgement in zip(outcome.paper.claims, outcome.judgements, strict=True):
+        if outcome.results["scale"] not in claim.scales:
+            elsewhere.append(claim.id)
+            continue
         measured = "\n".join(map(str, judgement.measured))
         seeds = f"\n{judgement.seeds_held[0]} of {judgement.seeds_held[1]} seeds" if judgement.seeds_held else ""
         verdict = Text(judgement.verdict, style=_STYLE.get(judgement.verdict, "dim"))
         verdict.append(seeds + (f"\n{judgement.reason}" if judgement.reason else ""), style="dim")
-        statement = Text(claim.statement + "\n")
-        statement.append(judgement.relation, style="dim")
-        table.add_row(statement, Text(f"{claim.paper_figure}\n{claim.source}"), Text(measured), verdict)
+        table.add_row(Text(claim.statement), Text(f"{claim.paper_figure}\n{claim.source}"), Text(measured), verdict)
     console.print(table)
+    if elsewhere:
+        console.print(Text(f"not measured at this scale: {', '.join(elsewhere)}", style="dim"))
     for cell in outcome.results["cells"]:
         if cell["status"] != "done":
             reason = (cell["error"] or "no reason given").strip().splitlines()[-1]

@@ -53,7 +53,8 @@ class GPTConfig:
         loss: ``"cross_entropy"``, a name in ``softgate.losses`` (with or without ``_cross_entropy``), or a callable
             with the signature of ``torch.nn.functional.cross_entropy``.
         qk_norm: RMSNorm of queries and keys.
-        rope: base of the rotary positions, None for no positions.
+        rope: base of the rotary positions, None for none.
+        learned_positions: number of learned position embeddings, which then bounds the length; None for none.
         bias: biases in the attention and feed-forward layers.
         tied_head: the head shares the embedding's weights.
         dropout: of the embeddings, the attention weights and the output of both halves of a block.
@@ -74,15 +75,17 @@ class GPTConfig:
     loss: str | Callable[..., Tensor] = "cross_entropy"
     qk_norm: bool = False
     rope: float | None = 10000.0
+    learned_positions: int | None = None
     bias: bool = False
     tied_head: bool = False
     dropout: float = 0.0
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "num_heads", "embed_dim", "num_kv_heads", "head_dim", "hidden_dim"):
+        optional = ("num_kv_heads", "head_dim", "hidden_dim", "learned_positions")
+        for name in ("vocab_size", "num_layers", "num_heads", "embed_dim", *optional):
             value = getattr(self, name)
-            if value is None and name in ("num_kv_heads", "head_dim", "hidden_dim"):
+            if value is None and name in optional:
                 continue
             if isinstance(value, bool) or not isinstance(value, int):
                 bad_type(name, value, "a positive int")
@@ -125,6 +128,9 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.embed_dim)
+        self.positions = None
+        if config.learned_positions is not None:
+            self.positions = nn.Embedding(config.learned_positions, config.embed_dim)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(_Block(config) for _ in range(config.num_layers))
         self.norm = nn.RMSNorm(config.embed_dim, eps=config.norm_eps)
@@ -136,7 +142,9 @@ class GPT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all matrices anew; attention modules other than softgate's keep their own initialisation."""
-        nn.init.normal_(self.embedding.weight, std=_INIT_STD)
+        for embedding in (self.embedding, self.positions):
+            if embedding is not None:
+                nn.init.normal_(embedding.weight, std=_INIT_STD)
         if not self.config.tied_head:
             nn.init.normal_(self.head.weight, std=_INIT_STD)
         residual_std = _INIT_STD / math.sqrt(2 * self.config.num_layers)
@@ -196,13 +204,26 @@ class GPT(nn.Module):
             raise ArgumentValueError(
                 f"cache must have one entry for each of {len(self.blocks)} layers, got {len(cache)}"
             )
-        x = self.dropout(self.embedding(tokens))
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self._position_embeddings(tokens, cache)
+        x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             x = block(x, None if cache is None else cache[index], attn_mask)
         logits = self.head(self.norm(x))
         if targets is None:
             return logits
         return logits, self._loss(logits.flatten(0, 1), targets.flatten())
+
+    def _position_embeddings(self, tokens: Tensor, cache: Sequence[KVCache] | None) -> Tensor:
+        assert self.positions is not None
+        start = cache[0].length if cache else 0
+        end = start + tokens.shape[1]
+        if end > self.positions.num_embeddings:
+            raise ArgumentValueError(
+                f"tokens must end within the {self.positions.num_embeddings} learned positions, got length {end}"
+            )
+        return self.positions.weight[start:end]
 
     def new_cache(self, capacity: int = 64) -> list[KVCache]:
         """An empty cache for each layer."""
