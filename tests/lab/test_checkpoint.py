@@ -99,7 +99,11 @@ def test_temporary_arrays_are_not_taken_for_each_other(tmp_path: Path) -> None:
     assert loaded is not None and same(loaded["values"], values)
 
 
-@pytest.mark.parametrize("bad", [object(), {1, 2}, torch.ones(2, device="meta"), lambda: 0, 1j], ids=str)
+@pytest.mark.parametrize(
+    "bad",
+    [object(), {1, 2}, torch.ones(2, device="meta"), lambda: 0, 1j],
+    ids=["object", "set", "meta", "function", "complex"],
+)
 def test_what_cannot_be_saved_is_named(tmp_path: Path, bad: Any) -> None:
     store = Checkpoints(tmp_path)
     store.save({"step": 1})
