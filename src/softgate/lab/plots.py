@@ -9,6 +9,7 @@ from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from softgate.lab.paper import Plot
@@ -138,7 +139,8 @@ def _heatmaps(plot: Plot, rows: Rows) -> Figure | None:
     figure.suptitle(plot.title, fontsize=11, fontweight="bold")
     for index, (cell, name) in enumerate(series):
         axes = figure.add_subplot(height, columns, index + 1)
-        image = axes.imshow(rows[cell][0][name], cmap="viridis", vmin=0, interpolation="nearest", aspect="auto")
+        norm = PowerNorm(0.5, vmin=0)  # weights of a few percent must be seen beside one of nearly 1
+        image = axes.imshow(rows[cell][0][name], cmap="viridis", norm=norm, interpolation="nearest", aspect="auto")
         suffix = name.removeprefix(plot.y[:-1]) if plot.y.endswith("*") else ""
         axes.set_title(f"{cell} {suffix}".strip(), fontsize=9)
         axes.grid(visible=False)
