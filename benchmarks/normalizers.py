@@ -4,7 +4,7 @@
 
 Sections: grid, algorithms, threads, gradients, peers, accuracy (all if none is named). All with preallocated outputs,
 one thread unless stated, candidates in turns. Figures go to DIR/benchmark-normalizers.json, the accuracy table to
-DIR/numerics-two-pass-softmax.json.
+DIR/accuracy-two-pass-softmax.json.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def main() -> None:
         CONSOLE.print(f"[yellow]load per core is {load_per_core():.2f}: times will be noisy[/]")
     for name in options.sections or SECTIONS:
         figures = SECTIONS[name](options.seconds)
-        file = "numerics-two-pass-softmax.json" if name == "accuracy" else "benchmark-normalizers.json"
+        file = "accuracy-two-pass-softmax.json" if name == "accuracy" else "benchmark-normalizers.json"
         write_record(options.out / file, {name: figures})
 
 

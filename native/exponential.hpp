@@ -74,48 +74,5 @@ struct Window {
     }
 };
 
-#ifdef SOFTGATE_HAS_SIXTEENTHS
-// The same with a table of 2^(k/16), which leaves |t| <= ln2/32 to a polynomial of degree 3: three multiplications
-// fewer. n counts sixteenths, which needs a reference within this range.
-struct TableWindow {
-    static constexpr float kMagic = 786432.0f;  // 1.5 * 2^19: adding it rounds to sixteenths, held in the low bits
-    Vec shift, exponent, lowest;
-
-    static bool fits(Reference at) { return at.exponent > -131072.0f && at.exponent < 131072.0f; }
-
-    // Whatever lies 160 below the reference is 0 in any case.
-    explicit TableWindow(Reference at)
-        : shift(set(at.shift)), exponent(set(at.exponent)), lowest(set(at.exponent * 0.69314718f - 160.0f)) {}
-
-    ExtExp ext_exp(Vec x) const {
-        x = max2(lowest, sub(x, shift));
-        const Vec rounded = fma(x, set(kLog2e), set(kMagic));
-        const Vec n = sub(rounded, set(kMagic));
-        Vec t = fnma(n, set(kLn2Hi), x);
-        t = fnma(n, set(kLn2Lo), t);
-        const Vec power = sixteenth_powers(rounded);
-        const Vec q = fma(mul(t, t), fma(t, set(0x1.555556p-3f), set(0.5f)), t);
-        return {fma(power, q, power), n};
-    }
-    Vec operator()(Vec x) const {
-        const ExtExp e = ext_exp(x);
-        return scale2(e.p, sub(e.n, exponent));
-    }
-    Vec times(Vec inverse, Vec x) const {
-        const ExtExp e = ext_exp(x);
-        return scale2(mul(e.p, inverse), sub(e.n, exponent));
-    }
-};
-#endif
-
-// work(window) with the fastest window that serves the reference.
-template <class Work>
-inline auto with_window(Reference at, Work work) {
-#ifdef SOFTGATE_HAS_SIXTEENTHS
-    if (TableWindow::fits(at)) return work(TableWindow(at));
-#endif
-    return work(Window(at));
-}
-
 }  // namespace
 }  // namespace softgate

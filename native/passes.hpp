@@ -85,32 +85,30 @@ inline Vec load_lanes(const T* x, Index lanes, float fill) {
     return lanes == kWidth ? load(x) : load_n(x, lanes, fill);
 }
 
-template <class T, class W>
-inline double block_exp_sum(const T* x, Index n, const W& window) {
+template <class T>
+inline double block_exp_sum(const T* x, Index n, const Window& window) {
     return block_sum(n, [&](Index i, Index lanes) { return window(load_lanes(x + i, lanes, -kInf)); });
 }
 
 template <class T>
 double pass_exp_sum(const void* raw, Index n, Reference at) {
     const T* x = as<T>(raw);
-    return with_window(at, [&](const auto& window) {
-        return sum_of_blocks(n, [&](Index i, Index len) { return block_exp_sum(x + i, len, window); });
-    });
+    const Window window(at);
+    return sum_of_blocks(n, [&](Index i, Index len) { return block_exp_sum(x + i, len, window); });
 }
 
 template <class T>
 double pass_exp_store(const void* raw, float* e, Index n, Reference at) {
     const T* x = as<T>(raw);
-    return with_window(at, [&](const auto& window) {
-        return sum_of_blocks(n, [&](Index start, Index len) {
-            return block_sum(len, [&](Index i, Index lanes) {
-                const Vec v = window(load_lanes(x + start + i, lanes, -kInf));
-                if (lanes == kWidth)
-                    store(e + start + i, v);
-                else
-                    store_n(e + start + i, v, lanes);
-                return v;
-            });
+    const Window window(at);
+    return sum_of_blocks(n, [&](Index start, Index len) {
+        return block_sum(len, [&](Index i, Index lanes) {
+            const Vec v = window(load_lanes(x + start + i, lanes, -kInf));
+            if (lanes == kWidth)
+                store(e + start + i, v);
+            else
+                store_n(e + start + i, v, lanes);
+            return v;
         });
     });
 }
@@ -132,7 +130,7 @@ Stats pass_online(const void* raw, Index n, bool logarithm) {
             total.at = at;
             total.max = m;
         }
-        total.sum += with_window(total.at, [&](const auto& window) { return block_exp_sum(x + i, len, window); });
+        total.sum += block_exp_sum(x + i, len, Window(total.at));
     }
     return total;
 }
@@ -232,10 +230,9 @@ void pass_write(const void* x, void* y, Index n, const Finish& how, bool past_ca
         const Vec high = set(how.high), low = set(how.low);
         map(out, n, past_caches, [=](Vec v) { return sub(sub(v, high), low); }, as<T>(x));
     } else {
+        const Window window(how.at);
         const Vec inverse = set(how.inverse);
-        with_window(how.at, [&](const auto& window) {
-            map(out, n, past_caches, [&](Vec v) { return window.times(inverse, v); }, as<T>(x));
-        });
+        map(out, n, past_caches, [=](Vec v) { return window.times(inverse, v); }, as<T>(x));
     }
 }
 
@@ -260,10 +257,9 @@ void small_rows_of(const T* x, T* y, Index rows, Index n, bool empty_zero) {
         Vec top = v[0];
         for (Index k = 1; k < K; ++k) top = max2(v[k], top);
         const float max = reduce_max(top);
+        const Window window(reference_for(max, false));
         Vec s = set(0.0f);
-        with_window(reference_for(max, false), [&](const auto& window) {
-            for (Index k = 0; k < K; ++k) s = add(s, v[k] = window(v[k]));
-        });
+        for (Index k = 0; k < K; ++k) s = add(s, v[k] = window(v[k]));
         const float sum = reduce_add(s);
         const Divisor divisor(sum, sum == 0.0f ? (empty_zero ? 0.0f : __builtin_nanf("")) : 1.0f / sum);
         for (Index k = 0; k < K - 1; ++k) store(y + k * kWidth, divisor.divide(v[k]));
@@ -287,9 +283,8 @@ void small_log_rows_of(const T* x, T* y, Index rows, Index n, bool empty_zero) {
             Vec top = v[0], s = set(0.0f);
             for (Index k = 1; k < K; ++k) top = max2(v[k], top);
             const Reference at = reference_for(reduce_max(top), true);
-            with_window(at, [&](const auto& window) {
-                for (Index k = 0; k < K; ++k) s = add(s, window(v[k]));
-            });
+            const Window window(at);
+            for (Index k = 0; k < K; ++k) s = add(s, window(v[k]));
             shift[r] = at.shift;
             sum[r] = reduce_add(s);
         }

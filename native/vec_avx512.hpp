@@ -79,17 +79,6 @@ inline Vec log_guess(Vec a) {
     return _mm512_mul_ps(_mm512_cvtepi32_ps(bits), set(0x1.62E43p-24f));
 }
 
-// 2^(k/16) for the k in the low four bits of each lane. Together with the floor that scale2 takes of its exponent here,
-// it serves exponents that count sixteenths.
-#define SOFTGATE_HAS_SIXTEENTHS
-inline Vec sixteenth_powers(Vec index) {
-    const Vec table = _mm512_setr_ps(0x1.000000p+0f, 0x1.0B5586p+0f, 0x1.172B84p+0f, 0x1.2387A6p+0f, 0x1.306FE0p+0f,
-                                     0x1.3DEA64p+0f, 0x1.4BFDAEp+0f, 0x1.5AB07Ep+0f, 0x1.6A09E6p+0f, 0x1.7A1148p+0f,
-                                     0x1.8ACE54p+0f, 0x1.9C4918p+0f, 0x1.AE89FAp+0f, 0x1.C199BEp+0f, 0x1.D5818Ep+0f,
-                                     0x1.EA4AFAp+0f);
-    return _mm512_permutexvar_ps(_mm512_castps_si512(index), table);
-}
-
 inline float reduce_max(Vec a) { return _mm512_reduce_max_ps(a); }
 inline float reduce_add(Vec a) { return _mm512_reduce_add_ps(a); }
 inline double sum_double(Vec a) {

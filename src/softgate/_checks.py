@@ -18,8 +18,10 @@ def check_float_tensor(name: str, value: Any) -> Tensor:
         raise ArgumentTypeError(f"{name} must be a dense (strided) tensor, got layout {value.layout}")
     if value.is_nested:
         raise ArgumentTypeError(f"{name} must be a dense tensor, got a nested tensor")
-    if not value.dtype.is_floating_point:
-        raise ArgumentTypeError(f"{name} must have a real floating-point dtype, got {value.dtype}")
+    if not value.dtype.is_floating_point or value.dtype.itemsize == 1:  # torch has no arithmetic for float8
+        raise ArgumentTypeError(
+            f"{name} must have a real floating-point dtype (float16, bfloat16, float32 or float64), got {value.dtype}"
+        )
     return value
 
 

@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from softgate._checks import check_float_tensor
-from softgate.errors import ArgumentTypeError
-
 __all__: list[str] = []
-
-
-def check_scores(name: str, value: Any) -> Tensor:
-    """Return ``value`` if it is a dense tensor of 16 to 64 bit floating point; 8-bit types have no arithmetic."""
-    tensor = check_float_tensor(name, value)
-    if tensor.dtype.itemsize == 1:
-        raise ArgumentTypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-    return tensor
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

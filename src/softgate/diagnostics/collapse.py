@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from softgate._checks import check_dim, check_number
-from softgate._math.compress import check_scores
+from softgate._checks import check_dim, check_float_tensor, check_number
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value, check_choice
 from softgate.registry import method
 
@@ -87,7 +86,7 @@ def softmax_collapse(
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 3, eq. 4.
     """
-    check_scores("logits", logits)
+    check_float_tensor("logits", logits)
     axis = check_dim(dim, logits.ndim)
     check_choice("normalizer", normalizer, NORMALIZERS)
     if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1):

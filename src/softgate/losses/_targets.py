@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgate._checks import check_number, check_same_device
-from softgate._math.compress import check_scores
+from softgate._checks import check_float_tensor, check_number, check_same_device
 from softgate.dispatch import transform_reason
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, check_choice
 
@@ -51,7 +50,7 @@ def check_loss_arguments(
         ArgumentTypeError: an argument has the wrong type or dtype.
         ArgumentValueError: a shape, index, device or number is not allowed.
     """
-    check_scores("input", input)
+    check_float_tensor("input", input)
     if input.ndim == 0:
         raise ArgumentValueError("input must have shape (C,), (N, C) or (N, C, d1, ...), got a 0-d tensor")
     classes = input.shape[class_axis(input)]
@@ -63,7 +62,7 @@ def check_loss_arguments(
     check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
     _check_target(input, target, ignore_index)
     if weight is not None:
-        check_scores("weight", weight)
+        check_float_tensor("weight", weight)
         if weight.shape != (classes,):
             raise ArgumentValueError(f"weight must have shape ({classes},), got {tuple(weight.shape)}")
     check_same_device(input=input, target=target, weight=weight)
@@ -77,7 +76,7 @@ def _check_target(input: Tensor, target: Any, ignore_index: int) -> None:
     axis = class_axis(input)
     rows = input.shape[:axis] + input.shape[axis + 1 :]
     if target.dtype.is_floating_point:
-        check_scores("target", target)
+        check_float_tensor("target", target)
         if target.shape != input.shape:
             hint = "; class indices must be int64" if target.shape == rows else ""
             raise ArgumentValueError(f"target of class probabilities must have shape {tuple(input.shape)}, "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from softgate._checks import check_dim
-from softgate._math.compress import check_scores, compressed_scores, compute_dtype, exclusive_log_softmax
+from softgate._checks import check_dim, check_float_tensor
+from softgate._math.compress import compressed_scores, compute_dtype, exclusive_log_softmax
 from softgate.registry import method
 
 __all__ = ["StableMax", "log_stablemax", "stablemax"]
@@ -51,7 +51,7 @@ def stablemax(x: Tensor, dim: int = -1) -> Tensor:
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 4.
     """
-    axis = check_dim(dim, check_scores("x", x).ndim)
+    axis = check_dim(dim, check_float_tensor("x", x).ndim)
     wide = x.to(compute_dtype(x.dtype))
     if x.ndim == 0:
         return stablemax(x.reshape(1), 0).reshape(())
@@ -88,7 +88,7 @@ def log_stablemax(x: Tensor, dim: int = -1) -> Tensor:
 
     Source: Prieto et al., Grokking at the Edge of Numerical Stability, arXiv 2501.04697, sec. 4.
     """
-    axis = check_dim(dim, check_scores("x", x).ndim)
+    axis = check_dim(dim, check_float_tensor("x", x).ndim)
     wide = x.to(compute_dtype(x.dtype))
     if x.ndim == 0:
         return log_stablemax(x.reshape(1), 0).reshape(())

@@ -310,8 +310,8 @@ _CLAIMS = (
         relation='share["text_elementwise"] < 0.5 * share["text_softmax"]',
         direction='share["text_elementwise"] < share["text_softmax"]',
         scales=("laptop",),
-        note="Character model of 0.8M parameters, a million times fewer tokens than the paper's. At this size and length "
-        "of training no sink forms with or without a gate, at the base learning rate or at four times it.",
+        note="Character model of 0.8M parameters, a million times fewer tokens than the paper's. At this size and "
+        "length of training no sink forms with or without a gate, at the base learning rate or at four times it.",
     ),
     Claim(
         id="loss-on-text",

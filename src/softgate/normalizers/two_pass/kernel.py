@@ -11,6 +11,7 @@ from torch import Tensor
 from softgate import native
 
 SOFTMAX, LOG_SOFTMAX, LOGSUMEXP = 0, 1, 2
+_REGISTER_ROW = 128  # rows up to this length stay in registers, where the kernel wins
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
@@ -127,6 +128,9 @@ def native_gradient(op: int, y: Tensor, dy: Tensor, dim: int, threads: int, dx: 
     """``y (dy - sum y dy)`` for softmax, ``dy - exp(y) sum dy`` for log-softmax; ``dx`` receives it if given."""
     dy = dy.resolve_neg().contiguous()
     dx = torch.empty_like(y) if dx is None else dx
+    if op == SOFTMAX and y.dtype == torch.float32 and dim == y.ndim - 1 and y.shape[dim] > _REGISTER_ROW:
+        # Two streams and two multiplications: bound by memory, and there torch's loop is the faster one.
+        return torch.ops.aten._softmax_backward_data.out(dy, y, dim, y.dtype, grad_input=dx)
     code, pointers = DTYPES[y.dtype], (y.data_ptr(), dy.data_ptr(), dx.data_ptr())
     native.kernels().gradient(op == LOG_SOFTMAX, code, *pointers, *split_shape(y.shape, dim), threads)
     return dx
