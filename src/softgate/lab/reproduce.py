@@ -113,10 +113,11 @@ def reproduce(
         ]
         started = time.monotonic()
         done = run_grid(tasks, workers=width, on=on, poll=poll)
+        kept = sum(result.seconds for result in done if result.reused)  # measured by the run that is resumed
         command = f"softgate reproduce {slug} --scale {scale}" + (f" --seeds {seeds}" if seeds else "")
         record = {
             "command": command,
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds": round(time.monotonic() - started + kept / width, 1),
             "environment": {
                 **environment(),
                 "load_average_before": round(load, 2),
