@@ -45,6 +45,8 @@ def claims_table() -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         slug = record["paper"]["slug"]
         for claim in record["claims"]:
+            if claim["verdict"] == "not measured":  # belongs to another scale
+                continue
             measured = "<br>".join(str(_stat(item)) for item in claim["measured"]) or "–"
             figure = f"{claim['paper_figure']} ({claim['source']})"
             cells = (
@@ -112,7 +114,7 @@ def refreshed(text: str) -> str:
     def block(match: re.Match[str]) -> str:
         return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
 
-    return re.sub(r"(<!-- figures: (\w+) -->)\n.*?\n(<!-- end -->)", block, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- figures: (\w+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
 
 
 def main() -> int:
