@@ -291,8 +291,8 @@ _CLAIMS = (
         source="Table 4, rows 4 and 5",
         relation='share["two_layers_head_shared"] > share["two_layers_elementwise"] and '
         'share["value_gate"] > share["elementwise"]',
-        note="Head-shared against elementwise with two layers of two heads (one seed), where either kind of gate removes "
-        "the sink; value gates with one layer of one head (three seeds).",
+        note="Head-shared against elementwise with two layers of two heads (one seed), where either kind of gate "
+        "removes the sink; value gates with one layer of one head (three seeds).",
         scales=("laptop",),
     ),
     Claim(
