@@ -19,8 +19,9 @@ def test_smoke_reproduction(slug, tmp_path):
     failed = {f"{c['name']}-s{c['seed']}": c["error"] for c in outcome.results["cells"] if c["status"] != "done"}
     assert not failed
     verdicts = {j.id: j.verdict for j in outcome.judgements}
-    # smoke must show the sign of an effect; its size is the business of the larger scales
-    assert "not reproduced" not in verdicts.values(), verdicts
+    # Smoke must show the sign of an effect; its size is the business of the larger scales. A time is never a test.
+    timed = {claim.id for claim in outcome.paper.claims if claim.timing}
+    assert not {claim for claim, verdict in verdicts.items() if verdict == "not reproduced"} - timed, verdicts
     assert "reproduced" in verdicts.values()
     assert json.loads((outcome.folder / "results.json").read_text())["paper"]["slug"] == slug
     assert "<svg" in (outcome.folder / "index.html").read_text()
