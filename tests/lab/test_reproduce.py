@@ -1,4 +1,10 @@
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import fake_paper
 import pytest
@@ -81,3 +87,23 @@ def test_bad_arguments_are_named(tmp_path, kwargs, word):
 def test_the_slug_must_be_the_papers_own(tmp_path):
     with pytest.raises(ArgumentValueError, match="slug"):
         reproduce("other", out=tmp_path, module=fake_paper.__name__)
+
+
+def test_ctrl_c_ends_with_130_and_leaves_no_verdicts(tmp_path):
+    script = (
+        "import sys\nfrom pathlib import Path\nfrom softgate.lab.reproduce import reproduce\n"
+        "if __name__ == '__main__':\n"
+        "    outcome = reproduce('fake-paper', scale='paper', out=Path(sys.argv[1]), module='fake_paper')\n"
+        "    sys.exit(outcome.exit_code)\n"
+    )
+    path = tmp_path / "run.py"
+    path.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, str(path), str(tmp_path)], env=environment)
+    events = tmp_path / "fake-paper" / "paper" / "cells" / "slow-s0" / "events.jsonl"
+    deadline = time.monotonic() + 120
+    while not events.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert not (tmp_path / "fake-paper" / "paper" / "results.json").exists()
