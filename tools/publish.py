@@ -14,7 +14,6 @@ import re
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from softgate.lab.files import write_atomic, write_json
 from softgate.lab.verdicts import Stat
@@ -47,7 +46,7 @@ def claims_table() -> str:
         for claim in record["claims"]:
             if claim["verdict"] == "not measured":  # belongs to another scale
                 continue
-            measured = "<br>".join(str(_stat(item)) for item in claim["measured"]) or "–"
+            measured = "<br>".join(str(Stat.from_json(item)) for item in claim["measured"]) or "–"
             figure = f"{claim['paper_figure']} ({claim['source']})"
             cells = (
                 f"[{slug}](docs/gallery/{slug}/index.html)",
@@ -58,11 +57,6 @@ def claims_table() -> str:
             )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
-
-
-def _stat(item: dict[str, Any]) -> Stat:
-    mean = float("nan") if item["mean"] is None else item["mean"]
-    return Stat(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
 
 
 def machine_line() -> str:

@@ -39,6 +39,12 @@ class Stat:
     spread: float | None
     values: tuple[float, ...]
 
+    @classmethod
+    def from_json(cls, item: Mapping[str, Any]) -> Stat:
+        """The statistic as ``results.json`` holds it, where null stands for a mean that is NaN."""
+        mean = math.nan if item["mean"] is None else item["mean"]
+        return cls(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
+
     def __str__(self) -> str:
         spread = "" if self.spread is None else f" ± {self.spread:.2g}"
         return f"{self.figure}[{self.cell}] {format_number(self.mean)}{spread}"

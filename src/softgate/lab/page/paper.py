@@ -80,8 +80,7 @@ def _claims(results: Mapping[str, Any]) -> Markup:
 def _measured(claim: Mapping[str, Any]) -> Markup:
     lines: list[object] = []
     for item in claim["measured"]:
-        mean = float("nan") if item["mean"] is None else item["mean"]
-        stat = Stat(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
+        stat = Stat.from_json(item)
         count = len(item["values"])
         lines += [str(stat), tag("span", f" ({count} seed{'s' * (count > 1)})", cls="soft"), BREAK]
     return tag("div", *lines)
