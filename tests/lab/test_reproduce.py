@@ -11,6 +11,8 @@ import pytest
 
 from softgate.errors import ArgumentValueError, StateError
 from softgate.lab.files import folder_lock
+from softgate.lab.paper import Plot
+from softgate.lab.plots import draw
 from softgate.lab.reproduce import reproduce
 
 
@@ -107,3 +109,9 @@ def test_ctrl_c_ends_with_130_and_leaves_no_verdicts(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=30) == 130
     assert not (tmp_path / "fake-paper" / "paper" / "results.json").exists()
+
+
+def test_a_picture_names_each_of_several_figures_and_draws_no_other():
+    rows = {"cell": [{"read": [9.0, 9.0], "reload": [1.0, 2.0], "recompute": [2.0, 3.0]}]}
+    svg = draw(Plot("p", "lines", "reload|recompute", "Title"), rows)
+    assert "cell reload" in svg and "cell recompute" in svg and "cell read<" not in svg

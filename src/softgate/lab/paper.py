@@ -76,7 +76,7 @@ class Plot:
         name: file name without suffix.
         kind: ``lines`` draws curve ``y`` over curve ``x`` for every cell; ``bars`` draws scalar ``y`` of every cell
             with its spread; ``heatmaps`` draws matrix ``y`` (a list of rows) of every cell.
-        y: figure name, or a prefix ending in ``*`` for several.
+        y: figure name; for several a prefix ending in ``*``, or names joined by ``|``.
         x: figure name of the abscissa for ``lines``; None counts 0, 1, 2, ….
         title: what one sees.
         xlabel: with unit.

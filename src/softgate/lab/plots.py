@@ -55,11 +55,20 @@ def colours(cells: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def matching(rows: Rows, cell: str, pattern: str) -> list[str]:
-    """Figures of ``cell`` called ``pattern``, or starting with it where it ends in ``*``."""
+    """Figures of ``cell`` called ``pattern``, starting with it where it ends in ``*``, or one of several (``a|b``)."""
     names = rows[cell][0] if rows.get(cell) else ()
     if pattern.endswith("*"):
         return [name for name in names if name.startswith(pattern[:-1])]
-    return [pattern] if pattern in names else []
+    return [name for name in pattern.split("|") if name in names]
+
+
+def _several(plot: Plot) -> bool:
+    """Whether ``plot`` shows more than one figure of a cell, which must then be named beside the cell."""
+    return plot.y.endswith("*") or "|" in plot.y
+
+
+def _short(plot: Plot, name: str) -> str:
+    return name.removeprefix(plot.y[:-1]) if plot.y.endswith("*") else name
 
 
 def _series(plot: Plot, rows: Rows) -> list[tuple[str, str]]:
@@ -89,9 +98,8 @@ def _lines(plot: Plot, rows: Rows) -> Figure | None:
         length = min(map(len, curves))
         xs = _abscissa(rows[cell][0], plot.x, length)
         mean = [_mean([curve[i] for curve in curves]) for i in range(length)]
-        several = plot.y.endswith("*")
-        shade, style = (PALETTE[index % len(PALETTE)], "-") if several else colour[cell]
-        label = f"{cell} {name.removeprefix(plot.y[:-1])}" if several else cell
+        shade, style = (PALETTE[index % len(PALETTE)], "-") if _several(plot) else colour[cell]
+        label = f"{cell} {_short(plot, name)}" if _several(plot) else cell
         marker = "o" if length < 12 else ""
         axes.plot(xs, mean, color=shade, linestyle=style, label=label, linewidth=1.6, marker=marker, markersize=3)
         if len(curves) > 1:
@@ -118,8 +126,7 @@ def _bars(plot: Plot, rows: Rows) -> Figure | None:
         axes.annotate(f"{mean:.3g}", (position, mean), ha="center", va="bottom", fontsize=8)
         if len(values) > 1:
             axes.vlines(position, min(values), max(values), color="black", linewidth=1)
-    several = plot.y.endswith("*")
-    names = [f"{cell}\n{name.removeprefix(plot.y[:-1])}" if several else cell for cell, name in series]
+    names = [f"{cell}\n{_short(plot, name)}" if _several(plot) else cell for cell, name in series]
     crowded = len(series) > 4
     axes.set_xticks(range(len(series)), names, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.grid(axis="x", visible=False)
@@ -141,7 +148,7 @@ def _heatmaps(plot: Plot, rows: Rows) -> Figure | None:
         axes = figure.add_subplot(height, columns, index + 1)
         norm = PowerNorm(0.5, vmin=0)  # weights of a few percent must be seen beside one of nearly 1
         image = axes.imshow(rows[cell][0][name], cmap="viridis", norm=norm, interpolation="nearest", aspect="auto")
-        suffix = name.removeprefix(plot.y[:-1]) if plot.y.endswith("*") else ""
+        suffix = _short(plot, name) if _several(plot) else ""
         axes.set_title(f"{cell} {suffix}".strip(), fontsize=9)
         axes.grid(visible=False)
         axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel if index % columns == 0 else "")

@@ -277,8 +277,8 @@ PAPER = Paper(
         Plot(
             "algorithms",
             "lines",
-            "re*",
-            "Three passes by row length",
+            "two_pass|recompute|reload|online|torch",
+            "Every algorithm by row length (AVX-512)",
             x="log2_n",
             xlabel="log2 of the row length",
             ylabel="ns per element",
