@@ -1,6 +1,8 @@
 from .cache import KVCache as KVCache
 from .gated import gated_attention as gated_attention
 from .gated_module import GatedAttention as GatedAttention
+from .multihead import BaseAttention as BaseAttention
+from .multihead import MultiHeadAttention as MultiHeadAttention
 from .qkvg import export_gated_state_dict as export_gated_state_dict
 from .qkvg import fuse_qkvg as fuse_qkvg
 from .qkvg import import_gated_state_dict as import_gated_state_dict

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from softgate._checks import check_number
 from softgate.attention.cache import KVCache
 from softgate.attention.gated import gated_attention
 from softgate.attention.gated.reference import activation_function
-from softgate.attention.rotary import RotaryEmbedding, apply_rotary
+from softgate.attention.multihead import BaseAttention, QKNorm, normalise
+from softgate.attention.rotary import RotaryEmbedding
 from softgate.errors import ArgumentValueError, bad_type, bad_value, check_choice
 
 __all__ = ["GatedAttention"]
@@ -24,10 +23,9 @@ Granularity = Literal["elementwise", "headwise"]
 _POSITIONS = ("sdpa", "value", "key", "query", "output", "none")
 #: Parameter-free or nearly so: the map acts on the attention output itself and no gate is computed (Table 3).
 _OUTPUT_MAPS = ("output_rms_norm", "output_silu")
-_INIT_STD = 0.02
 
 
-class GatedAttention(nn.Module):
+class GatedAttention(BaseAttention):
     """Multi-head softmax attention with a gate at one of the paper's five positions, or none.
 
     For hidden states X (after the block's norm): ``O = concat_h(softmax(q kᵀ/√d) v ⊙ act(X W_θ)) W_O`` (position
@@ -47,7 +45,7 @@ class GatedAttention(nn.Module):
         activation: ``"sigmoid"``, ``"ns_sigmoid"``, ``"silu"``, ``"identity"`` or a callable; for G1 also
             ``"output_rms_norm"`` and ``"output_silu"``, which replace the gate by a map of the attention output.
         input_dependent: False replaces X W_θ by learned logits that start at 0.
-        qk_norm: RMSNorm of queries and keys per head, before the rotation.
+        qk_norm: ``"rms"`` (or True) or ``"layer"`` normalises queries and keys per head, before the rotation.
         rope: base of rotary positions (10000.0, …), a :class:`RotaryEmbedding` (which may turn a part of the features
             only), or None for none.
         bias: biases of all projections.
@@ -83,35 +81,31 @@ class GatedAttention(nn.Module):
         multiplicative: bool = True,
         activation: str | Callable[[Tensor], Tensor] = "sigmoid",
         input_dependent: bool = True,
-        qk_norm: bool = False,
+        qk_norm: QKNorm = False,
         rope: float | RotaryEmbedding | None = None,
         bias: bool = False,
         attention: str | Callable[..., Tensor] = "softmax",
         dropout: float = 0.0,
     ) -> None:
-        super().__init__()
-        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
-        head_dim = _check_sizes(embed_dim, num_heads, num_kv_heads, head_dim)
+        super().__init__(
+            embed_dim,
+            num_heads,
+            num_kv_heads,
+            head_dim,
+            attention=attention,
+            qk_norm=qk_norm,
+            rope=rope,
+            bias=bias,
+            dropout=dropout,
+        )
         check_choice("gate_position", gate_position, _POSITIONS)
         check_choice("granularity", granularity, ("elementwise", "headwise"))
         flags = {"head_shared": head_shared, "multiplicative": multiplicative, "input_dependent": input_dependent}
-        for name, flag in {**flags, "qk_norm": qk_norm, "bias": bias}.items():
+        for name, flag in flags.items():
             if not isinstance(flag, bool):
                 bad_type(name, flag, "a bool")
-        if isinstance(rope, bool) or not isinstance(rope, float | int | RotaryEmbedding | None):
-            bad_type("rope", rope, "a base, a RotaryEmbedding or None")
-        self.embed_dim, self.num_heads, self.num_kv_heads, self.head_dim = embed_dim, num_heads, num_kv_heads, head_dim
         self.gate_position, self.granularity, self.activation = gate_position, granularity, activation
         self.head_shared, self.multiplicative, self.input_dependent = head_shared, multiplicative, input_dependent
-        self.dropout = check_number("dropout", dropout, low=0.0, high=1.0, high_open=True)
-        self.attention, self._attend = attention, _attention_function(attention)
-        self.q_proj = nn.Linear(embed_dim, num_heads * head_dim, bias=bias)
-        self.k_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
-        self.v_proj = nn.Linear(embed_dim, num_kv_heads * head_dim, bias=bias)
-        self.o_proj = nn.Linear(num_heads * head_dim, embed_dim, bias=bias)
-        self.q_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
-        self.k_norm = nn.RMSNorm(head_dim, eps=1e-6) if qk_norm else None
-        self.rotary = RotaryEmbedding(head_dim, rope) if isinstance(rope, float | int) else rope
         self.gate_proj: nn.Linear | None = None
         self.gate_logits: nn.Parameter | None = None
         self.output_norm: nn.RMSNorm | None = None
@@ -147,13 +141,7 @@ class GatedAttention(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw all weights from N(0, 0.02²) and zero the biases and input-independent logits, as the paper does."""
-        for module in self.children():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=_INIT_STD)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.RMSNorm):
-                module.reset_parameters()
+        super().reset_parameters()
         if self.gate_logits is not None:
             nn.init.zeros_(self.gate_logits)
 
@@ -167,36 +155,28 @@ class GatedAttention(nn.Module):
         positions: Tensor | None = None,
         context: Tensor | None = None,
     ) -> Tensor:
-        """Attend from ``hidden`` to itself (and the cached tokens), or to ``context``.
-
-        Args:
-            hidden: (B, T, embed_dim), after the block's norm.
-            attn_mask: bool or float, broadcastable to (B, H, T, S), S counting cached tokens.
-            is_causal: bottom-right aligned, so a chunk that follows cached tokens sees all of them.
-            cache: keys and values of earlier tokens; this call's are appended.
-            positions: integer positions of ``hidden`` for the rotation, (T,) or (B, T); by default they count on from
-                the cache.
-            context: (B, S, embed_dim) to attend to (cross attention); pass ``is_causal=False`` with it.
-
-        Returns:
-            (B, T, embed_dim).
-        """
-        q_BHTD, k_BGSD, v_BGSD, gate = self._project(hidden, cache, positions, context)
+        """Attend from ``hidden`` to itself (and the cached tokens), or to ``context``; see :class:`BaseAttention`."""
+        q_BHTD, k_BGSD, v_BGSD = self._project(hidden, cache, positions, context)
         masked: dict[str, Any] = {
             "attn_mask": attn_mask,
             "dropout_p": self.dropout if self.training else 0.0,
             "is_causal": is_causal,
             "enable_gqa": self.num_heads != self.num_kv_heads,
         }
-        if gate is not None and self._fused:
+        if self._gates_heads and self._fused:
+            gate = self._logits(hidden)
             y_BHTD = gated_attention(q_BHTD, k_BGSD, v_BGSD, gate, gate_activation=self.activation, **masked)  # type: ignore[arg-type]
         else:
-            y_BHTD = self._attend(q_BHTD, k_BGSD, v_BGSD, **masked)
-            y_BHTD = self._map_output(y_BHTD, gate)
+            y_BHTD = self._map_output(self._attend(q_BHTD, k_BGSD, v_BGSD, **masked), hidden)
         out = self.o_proj(y_BHTD.transpose(1, 2).flatten(2))
         if self.gate_position == "output":
             out = self._apply_gate(out, self._gate(hidden)[:, 0])
         return out
+
+    @property
+    def _gates_heads(self) -> bool:
+        """Whether a computed gate stands at the output of attention."""
+        return self.gate_position == "sdpa" and self.activation not in _OUTPUT_MAPS
 
     @property
     def _fused(self) -> bool:
@@ -205,41 +185,19 @@ class GatedAttention(nn.Module):
 
     def _project(
         self, hidden: Tensor, cache: KVCache | None, positions: Tensor | None, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Queries, keys, values ready for attention, and the gate that its output needs (logits if ``_fused``)."""
-        if hidden.ndim != 3 or hidden.shape[-1] != self.embed_dim:
-            raise ArgumentValueError(
-                f"hidden must have shape (batch, length, {self.embed_dim}), got {tuple(hidden.shape)}"
-            )
-        if context is not None and (self.rotary is not None or cache is not None):
-            raise ArgumentValueError("context cannot be combined with rotary positions or a cache")
-        source = hidden if context is None else context
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values ready for attention; gates that stand on one of them are applied."""
+        source = self._source(hidden, cache, context)
         q_BHTD = self._heads(self.q_proj(hidden), self.num_heads)
         k_BGSD = self._heads(self.k_proj(source), self.num_kv_heads)
         v_BGSD = self._heads(self.v_proj(source), self.num_kv_heads)
-        gate = None
         if self.gate_position == "query":
             q_BHTD = self._apply_gate(q_BHTD, self._gate(hidden))
         elif self.gate_position == "key":
             k_BGSD = self._apply_gate(k_BGSD, self._gate(source))
         elif self.gate_position == "value":
             v_BGSD = self._apply_gate(v_BGSD, self._gate(source))
-        elif self.gate_position == "sdpa" and self.activation not in _OUTPUT_MAPS:
-            gate = self._logits(hidden) if self._fused else self._gate(hidden)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BHTD, k_BGSD = _normalise(self.q_norm, q_BHTD), _normalise(self.k_norm, k_BGSD)
-        if self.rotary is not None:
-            if positions is None:
-                start = 0 if cache is None else cache.length
-                positions = torch.arange(start, start + hidden.shape[1], device=hidden.device)
-            cos, sin = self.rotary(positions)
-            q_BHTD, k_BGSD = apply_rotary(q_BHTD, cos, sin), apply_rotary(k_BGSD, cos, sin)
-        if cache is not None:
-            k_BGSD, v_BGSD = cache.append(k_BGSD, v_BGSD)
-        return q_BHTD, k_BGSD, v_BGSD, gate
-
-    def _heads(self, flat: Tensor, heads: int) -> Tensor:
-        return flat.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return self._place(q_BHTD, k_BGSD, v_BGSD, cache, positions)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Gate logits (B, heads, T, features); one "head" of ``embed_dim`` features at position "output"."""
@@ -258,12 +216,12 @@ class GatedAttention(nn.Module):
     def _apply_gate(self, x: Tensor, gate: Tensor) -> Tensor:
         return (x * gate if self.multiplicative else x + gate).to(x.dtype)
 
-    def _map_output(self, y_BHTD: Tensor, gate: Tensor | None) -> Tensor:
+    def _map_output(self, y_BHTD: Tensor, hidden: Tensor) -> Tensor:
         if self.activation == "output_silu":
             return nn.functional.silu(y_BHTD)
         if self.output_norm is not None:
-            return _normalise(self.output_norm, y_BHTD)
-        return y_BHTD if gate is None else self._apply_gate(y_BHTD, gate)
+            return normalise(self.output_norm, y_BHTD)
+        return self._apply_gate(y_BHTD, self._gate(hidden)) if self._gates_heads else y_BHTD
 
     @torch.no_grad()
     def gate_scores(self, hidden: Tensor) -> Tensor | None:
@@ -272,69 +230,9 @@ class GatedAttention(nn.Module):
             return None
         return self._gate(hidden)
 
-    @torch.no_grad()
-    def attention_weights(
-        self,
-        hidden: Tensor,
-        *,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = True,
-        positions: Tensor | None = None,
-        context: Tensor | None = None,
-    ) -> Tensor:
-        """The weights (B, H, T, S) of :meth:`forward` on the same arguments, without the gate, for looking at."""
-        q_BHTD, k_BGSD, _, _ = self._project(hidden, None, positions, context)
-        # Attention is linear in the values, so the identity matrix as values gives the weights of any attention.
-        keys = k_BGSD.shape[-2]
-        eye = torch.eye(keys, dtype=k_BGSD.dtype, device=k_BGSD.device)
-        eye_BGSS = eye.expand(*k_BGSD.shape[:2], keys, keys)
-        gqa = self.num_heads != self.num_kv_heads
-        return self._attend(q_BHTD, k_BGSD, eye_BGSS, attn_mask=attn_mask, is_causal=is_causal, enable_gqa=gqa)
-
     def extra_repr(self) -> str:
         """Show the sizes and the gate."""
         return (
-            f"embed_dim={self.embed_dim}, num_heads={self.num_heads}, num_kv_heads={self.num_kv_heads}, "
-            f"head_dim={self.head_dim}, gate_position={self.gate_position!r}, granularity={self.granularity!r}, "
+            f"{super().extra_repr()}, gate_position={self.gate_position!r}, granularity={self.granularity!r}, "
             f"activation={self.activation!r}"
         )
-
-
-def _normalise(norm: nn.RMSNorm, x: Tensor) -> Tensor:
-    """Apply ``norm`` in the dtype of its weight, which autocast leaves at float32 while ``x`` is 16-bit."""
-    return norm(x.to(norm.weight.dtype)).to(x.dtype)
-
-
-def _softmax_attention(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
-    return gated_attention(query, key, value, None, **options)
-
-
-def _attention_function(attention: str | Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function behind ``attention``: a name of this room without its ending, or the callable itself."""
-    if callable(attention):
-        return attention
-    if attention == "softmax":
-        return _softmax_attention
-    room = importlib.import_module("softgate.attention")
-    known = [name.removesuffix("_attention") for name in dir(room) if name.endswith("_attention")]
-    check_choice("attention", attention, ["softmax", *(name for name in known if name != "gated")])
-    return getattr(room, f"{attention}_attention")
-
-
-def _check_sizes(embed_dim: Any, num_heads: Any, num_kv_heads: Any, head_dim: Any) -> int:
-    """Return the head size, after checking that the four sizes are positive ints that fit."""
-    sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
-    if head_dim is not None:
-        sizes["head_dim"] = head_dim
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int):
-            bad_type(name, size, "a positive int")
-        if size < 1:
-            bad_value(name, size, "a positive int")
-    if num_heads % num_kv_heads:
-        bad_value("num_kv_heads", num_kv_heads, f"a divisor of num_heads={num_heads}")
-    if head_dim is not None:
-        return head_dim
-    if embed_dim % num_heads:
-        bad_value("embed_dim", embed_dim, f"a multiple of num_heads={num_heads}, unless head_dim is given")
-    return embed_dim // num_heads

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from softgate._checks import check_number
 from softgate.attention.cache import KVCache
 from softgate.attention.gated_module import GatedAttention
+from softgate.attention.multihead import BaseAttention, MultiHeadAttention, QKNorm
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value, check_choice
 
 __all__ = ["GPT", "GPTConfig"]
@@ -46,13 +47,14 @@ class GPTConfig:
             callable with the signature of ``scaled_dot_product_attention`` that aligns ``is_causal`` bottom-right; or
             a module class, called with (embed_dim, num_heads, num_kv_heads, head_dim, **attention_options), whose
             forward takes hidden states, ``attn_mask`` and (for decoding) ``cache`` as :class:`GatedAttention` does.
-        attention_options: further arguments of the attention module, e.g. ``{"granularity": "headwise"}``.
+        attention_options: further arguments of the attention function, of the module class, or, for ``"gated"``, of
+            :class:`GatedAttention`, e.g. ``{"granularity": "headwise"}``.
         ffn: ``"glu"`` computes ``W₃(act(W₁x) ⊙ W₂x)`` (SwiGLU with the default activation), ``"mlp"`` ``W₃ act(W₁x)``.
         activation: ``"silu"``, ``"gelu"``, ``"relu"``, ``"tanh"``, ``"sigmoid"``, a name in ``softgate.activations``,
             a function, or a module class, of which each block gets an instance.
         loss: ``"cross_entropy"``, a name in ``softgate.losses`` (with or without ``_cross_entropy``), or a callable
             with the signature of ``torch.nn.functional.cross_entropy``.
-        qk_norm: RMSNorm of queries and keys.
+        qk_norm: norm of queries and keys per head: True or ``"rms"``, ``"layer"``, False or ``"none"``.
         rope: base of the rotary positions, None for none.
         learned_positions: number of learned position embeddings, which then bounds the length; None for none.
         bias: biases in the attention and feed-forward layers.
@@ -73,7 +75,7 @@ class GPTConfig:
     ffn: Literal["glu", "mlp"] = "glu"
     activation: str | Callable[..., Any] = "silu"
     loss: str | Callable[..., Tensor] = "cross_entropy"
-    qk_norm: bool = False
+    qk_norm: QKNorm = False
     rope: float | None = 10000.0
     learned_positions: int | None = None
     bias: bool = False
@@ -151,7 +153,7 @@ class GPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, _Block)
             block.ffn.reset_parameters(residual_std)
-            if isinstance(block.attention, GatedAttention):
+            if isinstance(block.attention, BaseAttention):
                 block.attention.reset_parameters()
                 nn.init.normal_(block.attention.o_proj.weight, std=residual_std)
 
@@ -327,10 +329,15 @@ def _attention_module(config: GPTConfig) -> nn.Module:
         return config.attention(*sizes, **options)  # type: ignore[operator]
     if not isinstance(config.attention, str) and not callable(config.attention):
         bad_type("attention", config.attention, "a name, a callable or a module class")
-    gate = {"gate_position": "sdpa"} if config.attention == "gated" else {"gate_position": "none"}
-    attend = "softmax" if config.attention == "gated" else config.attention
-    shared = {"qk_norm": config.qk_norm, "rope": config.rope, "bias": config.bias, "dropout": config.dropout}
-    return GatedAttention(*sizes, **{"attention": attend, **gate, **shared, **options})
+    shared: dict[str, Any] = {
+        "qk_norm": config.qk_norm,
+        "rope": config.rope,
+        "bias": config.bias,
+        "dropout": config.dropout,
+    }
+    if config.attention == "gated":
+        return GatedAttention(*sizes, **{**shared, **options})
+    return MultiHeadAttention(*sizes, attention=config.attention, attention_options=options, **shared)
 
 
 def _makes_module(part: Any) -> bool:
