@@ -9,6 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from softgate.integrations import torchvision_cpu
+
+# Before any test imports a model of transformers or timm: both import torchvision where it is installed.
+torchvision_cpu.repair()
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -144,6 +144,7 @@ def test_a_package_for_another_torch_is_a_clash(monkeypatch: pytest.MonkeyPatch)
     needs = {"torchvision": ("0.99.0", ["torch==9.9.0", "numpy"]), "timm": ("1.0", [f"torch=={fitting}"]),
              "trl": ("1.0", ["torch==9.9.0; extra == 'dev'"])}  # fmt: skip
     _fake_packages(monkeypatch, needs)
+    monkeypatch.setattr(doctor, "torchvision_needs_cuda", lambda: False)
     found = by_topic(list(doctor._clashes()))
     assert "needs torch==9.9.0" in found["torchvision"].message and set(found) == {"torchvision"}
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from softgate.integrations.torchvision_cpu import torchvision_needs_cuda
 from softgate.lab.data.store import ENVIRONMENT_VARIABLE, Source, cache_folder, data_folders, find_file
 from softgate.lab.environment import cpu, gpus, usable_cores
 
@@ -139,16 +140,8 @@ def _clashes() -> Iterator[Finding]:
             "the installed torchvision is built for CUDA and this torch is not: `import torchvision` fails, and with "
             "it transformers models, timm, peft and trl"
         )
-        yield Finding("torchvision", "warn", message, "pip uninstall torchvision (softgate does not need it)")
-
-
-def torchvision_needs_cuda() -> bool:
-    """Whether torchvision's extension links CUDA libraries, read from the file itself; nothing is imported."""
-    spec = importlib.util.find_spec("torchvision")
-    if spec is None or spec.origin is None:
-        return False
-    extensions = [path for path in Path(spec.origin).parent.glob("_C*") if path.suffix in (".so", ".pyd")]
-    return any(b"torch_cuda" in path.read_bytes() for path in extensions)
+        fix = "pip uninstall torchvision, or call softgate.integrations.torchvision_cpu.repair() before the import"
+        yield Finding("torchvision", "warn", message, fix)
 
 
 def _gpu() -> Iterator[Finding]:
