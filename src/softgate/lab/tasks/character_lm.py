@@ -59,6 +59,25 @@ class CharacterLM:
         """Inputs and targets (B, T) from random places of the validation part, the same at every call."""
         return self._windows(self._validation, size, "validation")
 
+    def segments(self, length: int, total: int) -> tuple[Tensor, Tensor]:
+        """The first ``total`` validation characters cut into windows of ``length``: inputs and targets (B, T).
+
+        Whatever the length, the targets are the same characters, so losses at different lengths can be compared. Each
+        window is opened by BOS.
+
+        Args:
+            length: tokens per window, BOS included; a divisor of ``total``.
+            total: targets in all, at most the length of the validation part.
+        """
+        if not 2 <= length <= total <= len(self._validation) or total % length:
+            raise ArgumentValueError(
+                f"length must be at least 2 and divide total, and total be at most {len(self._validation)}, "
+                f"got length {length} and total {total}"
+            )
+        targets = self._validation[:total].view(-1, length)
+        bos = torch.full((len(targets), 1), len(self.characters))
+        return torch.cat((bos, targets[:, :-1]), dim=1), targets
+
     def _windows(self, ids: Tensor, size: int, *stream: int | str) -> tuple[Tensor, Tensor]:
         generator = seeds.generator(self.seed, "character-lm", *stream)
         starts = torch.randint(len(ids) - self.length + 1, (size, 1), generator=generator)
