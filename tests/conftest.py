@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before the first import of triton: without a GPU its kernels run in the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from softgate.integrations import torchvision_cpu
 
 # Before any test imports a model of transformers or timm: both import torchvision where it is installed.

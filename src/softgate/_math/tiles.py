@@ -82,13 +82,12 @@ class Tiles:
             window: as in :func:`softgate._math.masks.causal_mask`.
             block: rows and columns of a tile; chosen by the number of heads if None.
         """
-        reach = None if window is None else window - 1
-        right = 0 if is_causal else reach
+        left, right = masks.window_bounds(window, is_causal)
         if block is None:
             heads = max(math.prod(query.shape[:-2]), 1)
             ideal = math.isqrt(max(_TILE_ENTRIES // heads, 1))
             block = min(max(1 << (ideal.bit_length() - 1), _SMALLEST), _LARGEST)
-        return cls(query.shape[-2], key.shape[-2], reach, right, attn_mask, block, query.device)
+        return cls(query.shape[-2], key.shape[-2], left, right, attn_mask, block, query.device)
 
     def rows(self) -> Iterator[slice]:
         """Blocks of queries."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_same_device
 from softgate._math import masks
-from softgate.attention.gated import flash_cpu
+from softgate.attention.gated import flash_cpu, triton
 from softgate.attention.gated.reference import (
     GateActivation,
     activation_function,
@@ -23,7 +23,7 @@ from softgate.registry import Kernel, method, record_of
 
 __all__ = ["gated_attention"]
 
-_BACKENDS = ("auto", "reference", "flash_cpu", "sdpa")
+_BACKENDS = ("auto", "reference", "flash_cpu", "sdpa", "triton")
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -64,6 +64,7 @@ def _sdpa_refuses(query: Tensor, *rest: Any, backend: str = "auto", **options: A
     reference=gated_attention_reference,
     kernels=(
         Kernel("flash_cpu", flash_cpu.run, flash_cpu.refuses),
+        Kernel("triton", triton.run, triton.refuses),
         Kernel("sdpa", gated_attention_sdpa, _sdpa_refuses),
     ),
     variants={
@@ -113,7 +114,7 @@ def gated_attention(
             callable on the float32 logits.
         gate_is_logit: False if ``gate`` is already the factor; ``gate_activation`` is then not applied.
         window: each query sees its last ``window`` keys only (itself included); without ``is_causal`` to both sides.
-        backend: ``"auto"``, ``"reference"`` (plain torch), ``"flash_cpu"`` or ``"sdpa"``.
+        backend: ``"auto"``, ``"reference"`` (plain torch), ``"flash_cpu"``, ``"triton"`` or ``"sdpa"``.
 
     Returns:
         (…, H, T, Dv) in the dtype of ``query`` (autocast's dtype inside autocast). 16-bit inputs are gated in float32.

@@ -1,0 +1,187 @@
+"""Causal linear attention with a normaliser, in chunks: a state carries the past, a small matrix product the chunk.
+
+For features φ(q), φ(k) of width F, with S_t = Σ_{j≤t} φ(k_j) v_jᵀ and z_t = Σ_{j≤t} φ(k_j):
+
+    O_t = φ(q_t)ᵀ S_t / D_t,   D_t = φ(q_t)·z_t + ε (t + 1)
+
+Backward, with g = dO / D and c = (dO·O) / D, is linear attention again: forwards for the queries, from the end for keys
+and values,
+
+    dφ(q_t) = Σ_{j≤t} φ(k_j) (v_j·g_t - c_t)
+    dφ(k_j) = Σ_{t≥j} φ(q_t) (v_j·g_t - c_t),   dv_j = Σ_{t≥j} (φ(q_t)·φ(k_j)) g_t
+
+Only the O(T) arrays are kept; the states are computed anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from softgate._triton import interpreting, tiles
+from softgate._triton.tiles import load, product, store
+
+
+@triton.jit
+def forward_kernel(
+    q_ptr, k_ptr, v_ptr, out_ptr, den_ptr,
+    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV, eps,
+    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Outputs (contiguous (B, H, T, Dv)) and denominators (B, H, T) of one head."""
+    batch_head = tl.program_id(0).to(tl.int64)
+    b, h = batch_head // H, batch_head % H
+    group = h // (H // G)
+    features, out_features, within = tl.arange(0, WIDTH_F), tl.arange(0, WIDTH_V), tl.arange(0, CHUNK)
+    state = tl.zeros([WIDTH_F, WIDTH_V], tl.float32)
+    sums = tl.zeros([WIDTH_F], tl.float32)
+    for first in range(0, T, CHUNK):
+        rows = first + within
+        q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqf, T, F)
+        k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F)
+        v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV)
+        pairs = product(q, tl.trans(k), UPCAST)
+        pairs = tl.where(within[:, None] >= within[None, :], pairs, 0.0)
+        numerator = product(pairs.to(v.dtype), v, UPCAST) + product(q, state.to(q.dtype), UPCAST)
+        past = tl.sum(q.to(tl.float32) * sums[None, :], 1)
+        denominator = past + tl.sum(pairs, 1) + eps * (rows + 1).to(tl.float32)
+        tl.store(den_ptr + batch_head * T + rows, denominator, mask=rows < T)
+        safe = tl.where(rows < T, denominator, 1.0)
+        store(out_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV, numerator / safe[:, None])
+        state += product(tl.trans(k), v, UPCAST)
+        sums += tl.sum(k.to(tl.float32), 0)
+
+
+@triton.jit
+def queries_kernel(
+    k_ptr, v_ptr, grad_ptr, shift_ptr, dq_ptr, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV,
+    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradient of the query features of one head; ``grad`` is g, ``shift`` is c, both contiguous."""
+    batch_head = tl.program_id(0).to(tl.int64)
+    b, h = batch_head // H, batch_head % H
+    group = h // (H // G)
+    features, out_features, within = tl.arange(0, WIDTH_F), tl.arange(0, WIDTH_V), tl.arange(0, CHUNK)
+    state = tl.zeros([WIDTH_V, WIDTH_F], tl.float32)
+    sums = tl.zeros([WIDTH_F], tl.float32)
+    for first in range(0, T, CHUNK):
+        rows = first + within
+        k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F)
+        v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV)
+        g = load(grad_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV)
+        c = tl.load(shift_ptr + batch_head * T + rows, mask=rows < T, other=0.0)
+        pairs = product(g, tl.trans(v.to(g.dtype)), UPCAST) - c[:, None]
+        pairs = tl.where(within[:, None] >= within[None, :], pairs, 0.0)
+        dq = product(pairs, k.to(tl.float32), UPCAST) + product(g, state, UPCAST) - c[:, None] * sums[None, :]
+        store(dq_ptr + batch_head * T * F, rows, F, features, 1, T, F, dq)
+        state += product(tl.trans(v), k, UPCAST)
+        sums += tl.sum(k.to(tl.float32), 0)
+
+
+@triton.jit
+def keys_values_kernel(
+    q_ptr, k_ptr, v_ptr, grad_ptr, shift_ptr, dk_ptr, dv_ptr,
+    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV,
+    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Gradients of key features and values as one query head sees them, from the last chunk to the first."""
+    batch_head = tl.program_id(0).to(tl.int64)
+    b, h = batch_head // H, batch_head % H
+    group = h // (H // G)
+    features, out_features, within = tl.arange(0, WIDTH_F), tl.arange(0, WIDTH_V), tl.arange(0, CHUNK)
+    state = tl.zeros([WIDTH_F, WIDTH_V], tl.float32)
+    sums = tl.zeros([WIDTH_F], tl.float32)
+    chunks = (T + CHUNK - 1) // CHUNK
+    for index in range(0, chunks):
+        rows = (chunks - 1 - index) * CHUNK + within
+        q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqf, T, F).to(tl.float32)
+        k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F).to(tl.float32)
+        v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV).to(tl.float32)
+        g = load(grad_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV)
+        c = tl.load(shift_ptr + batch_head * T + rows, mask=rows < T, other=0.0)
+        later = within[None, :] >= within[:, None]  # row: the key, column: a query not before it
+        slopes = tl.where(later, product(v, tl.trans(g), UPCAST) - c[None, :], 0.0)
+        pairs = tl.where(later, product(k, tl.trans(q), UPCAST), 0.0)
+        dk = product(slopes, q, UPCAST) + product(v, tl.trans(state), UPCAST) - sums[None, :]
+        dv = product(pairs, g, UPCAST) + product(k, state, UPCAST)
+        store(dk_ptr + batch_head * T * F, rows, F, features, 1, T, F, dk)
+        store(dv_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV, dv)
+        state += product(tl.trans(q), g, UPCAST)
+        sums += tl.sum(q * c[:, None], 0)
+
+
+def causal_linear_attention(
+    query_features: Tensor, key_features: Tensor, value: Tensor, eps: float, reference: Callable[..., Tensor]
+) -> Tensor:
+    """Normalised causal linear attention by the kernels; gradients for all three tensors.
+
+    Args:
+        query_features: φ(q), (B, H, T, F), none of the sizes 0.
+        key_features: φ(k), (B, G, T, F).
+        value: (B, G, T, Dv).
+        eps: added to the denominator once per key.
+        reference: the same outputs in plain torch, for derivatives of the gradient.
+
+    Returns:
+        (B, H, T, Dv) in float32.
+    """
+    result: Tensor = _CausalLinear.apply(query_features, key_features, value, eps, reference)
+    return result
+
+
+class _CausalLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, eps: float, reference: Callable[..., Tensor]
+    ) -> Tensor:
+        batch, heads, length = query.shape[:3]
+        out = torch.empty((batch, heads, length, value.shape[3]), dtype=torch.float32, device=query.device)
+        denominator = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
+        forward_kernel[(batch * heads,)](
+            query, key, value, out, denominator, *query.stride(), *key.stride(), *value.stride(),
+            heads, key.shape[1], length, query.shape[3], value.shape[3], eps, **_constants(query, value),
+        )  # fmt: skip
+        ctx.save_for_backward(query, key, value, out, denominator)
+        ctx.reference = reference
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, denominator = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True
+            found = torch.autograd.grad(
+                ctx.reference(query, key, value), (query, key, value), grads[0], create_graph=True
+            )
+            return (*found, None, None)
+        batch, heads, length, features = query.shape
+        groups, width = key.shape[1], value.shape[3]
+        g = (grads[0].float() / denominator[..., None]).contiguous()
+        c = (g * out).sum(-1)
+        dq = torch.empty((batch, heads, length, features), dtype=torch.float32, device=query.device)
+        dk = torch.empty_like(dq)
+        dv = torch.empty_like(out)
+        sizes = (heads, groups, length, features, width)
+        constants = _constants(query, value)
+        queries_kernel[(batch * heads,)](key, value, g, c, dq, *key.stride(), *value.stride(), *sizes, **constants)
+        keys_values_kernel[(batch * heads,)](
+            query, key, value, g, c, dk, dv, *query.stride(), *key.stride(), *value.stride(), *sizes, **constants
+        )
+        if heads != groups:
+            dk, dv = (x.unflatten(1, (groups, heads // groups)).sum(2) for x in (dk, dv))
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
+
+
+def _constants(query: Tensor, value: Tensor) -> dict[str, Any]:
+    return {
+        "WIDTH_F": tiles.width(query.shape[-1]),
+        "WIDTH_V": tiles.width(value.shape[-1]),
+        "CHUNK": 16 if interpreting() else 64,
+        "UPCAST": interpreting() and query.dtype is torch.bfloat16,
+        "num_warps": 8 if query.shape[-1] > 64 else 4,
+        "num_stages": 1,
+    }
