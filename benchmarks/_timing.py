@@ -1,9 +1,9 @@
-"""What the benchmark files share: ratio tables, JSON records."""
+"""What the benchmark files share: peak memory, ratio tables, JSON records."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ def touched(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
 
 def nanoseconds(timing: Timing, elements: int) -> float:
     return 1e9 * timing.best / elements
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """Highest sum of live allocations of torch while ``step`` runs."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

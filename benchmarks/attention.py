@@ -1,142 +1,236 @@
-"""Time attention functions: ``python benchmarks/attention.py [--lengths 512 2048] [--rounds 20] [--out rows.json]``.
+"""Attention functions against torch's scaled_dot_product_attention and the eager T × T composite.
 
-Each row: median time of ours and of its peers, interleaved round by round (so that a busy machine slows all alike),
-their ratios, and the limit: plain scaled_dot_product_attention, which a gate cannot beat. One thread unless --threads.
+    python benchmarks/attention.py [SECTION …] [--lengths 512 2048 8192] [--turns N] [--threads N] [--out DIR]
+
+float32, 8 heads of 64 features, candidates in turns, medians. ``limit`` is the time of the matrix products alone at the
+rate of a large product measured in the same turns: no attention on this machine can be faster. Figures go to
+DIR/benchmark-attention.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import time
+import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from softgate.attention import gated_attention
+from _timing import CONSOLE, peak_bytes, table, write_record
+from softgate.attention import (
+    clipped_softmax_attention,
+    gated_attention,
+    norm_aware_linear_attention,
+    sigmoid_attention,
+    softmax_free_attention,
+    softplus_attention,
+)
+from softgate.lab.timing import Timing, interleaved, load_per_core
+from softgate.registry import record_of
 
-HEADS, HEAD_DIM = 8, 64
+RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+HEADS, WIDTH, LANDMARKS = 8, 64, 49
+#: The eager composites hold several T × T matrices per head; beyond this they no longer fit beside each other.
+LONGEST_EAGER = 2048
+
+Attention = Callable[..., Tensor]
 
 
-def inputs(length: int, granularity: str, training: bool, dtype: torch.dtype) -> list[Tensor]:
-    """q, k, v, gate as projections give them: (B, T, H, D) transposed."""
-    widths = (HEAD_DIM, HEAD_DIM, HEAD_DIM, HEAD_DIM if granularity == "elementwise" else 1)
+def methods(length: int) -> Mapping[str, Attention]:
+    """Every tiled method as ``f(q, k, v, gate, is_causal=…)``."""
+
+    def gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, **options: Any) -> Tensor:
+        return gated_attention(q, k, v, gate, **options)
+
+    def ungated(function: Attention, **fixed: Any) -> Attention:
+        return lambda q, k, v, gate, **options: function(q, k, v, **fixed, **options)
+
+    return {
+        "gated": gated,
+        "sigmoid": ungated(sigmoid_attention, bias=-math.log(length)),
+        "lssa": ungated(softplus_attention, reweight_power=None),
+        "lssar": ungated(softplus_attention, reweight_power=15),
+        "clipped": ungated(clipped_softmax_attention, alpha=4.0, max_seq_len=length),
+    }
+
+
+def eager(name: str, length: int) -> Attention:
+    """The plain-torch reference of a method: what one writes without a kernel."""
+    functions = {
+        "gated": gated_attention,
+        "sigmoid": sigmoid_attention,
+        "lssa": softplus_attention,
+        "lssar": softplus_attention,
+        "clipped": clipped_softmax_attention,
+    }
+    fixed: dict[str, dict[str, Any]] = {
+        "gated": {},
+        "sigmoid": {"bias": -math.log(length)},
+        "lssa": {"reweight_power": None},
+        "lssar": {"reweight_power": 15},
+        "clipped": {"alpha": 4.0, "max_seq_len": length},
+    }
+    reference = record_of(functions[name]).reference
+    if name == "gated":
+        return reference
+    return lambda q, k, v, gate, **options: reference(q, k, v, **fixed[name], **options)
+
+
+def inputs(length: int, training: bool) -> list[Tensor]:
+    """q, k, v and a headwise gate as projections give them: (B, T, H, D) transposed."""
+    generator = torch.Generator().manual_seed(0)
     return [
-        torch.randn(1, length, HEADS, width, dtype=dtype).transpose(1, 2).requires_grad_(training) for width in widths
+        torch.randn(1, length, HEADS, width, generator=generator).transpose(1, 2).requires_grad_(training)
+        for width in (WIDTH, WIDTH, WIDTH, 1)
     ]
 
 
-def variants() -> Mapping[str, Callable[..., Tensor]]:
-    """Ours, the eager composition that others use, and the limit."""
-
-    def limit(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-    def eager(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True) * torch.sigmoid(gate)
-
-    def ours(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
-        return gated_attention(q, k, v, gate, is_causal=True)
-
-    return {"ours": ours, "sdpa*sigmoid": eager, "sdpa (limit)": limit}
+def product(size: int = 1024) -> tuple[Callable[[], object], float]:
+    """A matrix product large enough to run at the machine's rate, and its floating-point operations."""
+    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    return lambda: torch.mm(a, b, out=out), 2.0 * size**3
 
 
-def once(op: Callable[..., Tensor], arguments: list[Tensor], upstream: Tensor | None) -> float:
-    """Seconds of one forward pass, or forward and backward."""
-    start = time.perf_counter()
-    output = op(*arguments)
-    if upstream is not None:
-        torch.autograd.grad(output, arguments, upstream, allow_unused=True)
-    return time.perf_counter() - start
+def operations(length: int, causal: bool, products: int) -> float:
+    """Floating-point operations of ``products`` T × T × D matrix products over all heads."""
+    pairs = length * (length + 1) / 2 if causal else length**2
+    return 2.0 * products * HEADS * WIDTH * pairs
 
 
-def saved_bytes(op: Callable[..., Tensor], arguments: list[Tensor]) -> int:
-    """Bytes that autograd keeps for backward, each storage once, the inputs themselves left out."""
-    own = {x.untyped_storage().data_ptr() for x in arguments}
-    kept: dict[int, int] = {}
+def call(function: Attention, tensors: list[Tensor], causal: bool, upstream: Tensor | None) -> Callable[[], object]:
+    """One forward pass, or forward and backward, without arguments."""
 
-    def pack(x: Tensor) -> Tensor:
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return x
+    def run() -> object:
+        if upstream is None:
+            with torch.no_grad():
+                return function(*tensors, is_causal=causal)
+        return torch.autograd.grad(function(*tensors, is_causal=causal), tensors, upstream, allow_unused=True)
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        output = op(*arguments)
-        output.square()  # the next layer keeps this output in any case
-    return sum(kept.values())
+    return run
 
 
-def measure(length: int, granularity: str, training: bool, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    arguments = inputs(length, granularity, training, dtype)
-    upstream = torch.randn(1, length, HEADS, HEAD_DIM, dtype=dtype).transpose(1, 2) if training else None
-    ops = variants()
-    times: dict[str, list[float]] = {name: [] for name in ops}
-    for _ in range(rounds + 1):  # the first round warms up
-        for name, op in ops.items():
-            times[name].append(once(op, arguments, upstream))
-    quantiles = {name: statistics.quantiles(values[1:], n=10) for name, values in times.items()}
-    # Ratios round by round: neighbours in time share the machine's mood, medians over a run do not.
-    ratio = {
-        name: statistics.median(a / b for a, b in zip(times["ours"][1:], times[name][1:], strict=True))
-        for name in ops
-        if name != "ours"
+def sdpa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, **options: Any) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, **options)
+
+
+def compare(options: argparse.Namespace, training: bool) -> list[dict[str, Any]]:
+    rows = []
+    for length in options.lengths:
+        for causal in (False, True):
+            tensors = inputs(length, training)
+            upstream = torch.randn(1, length, HEADS, WIDTH).transpose(1, 2) if training else None
+            gemm, gemm_operations = product()
+            candidates = {"sdpa": call(sdpa, tensors, causal, upstream), "gemm": gemm}
+            for name, function in methods(length).items():
+                candidates[name] = call(function, tensors, causal, upstream)
+                if length <= LONGEST_EAGER:
+                    candidates[f"{name} eager"] = call(eager(name, length), tensors, causal, upstream)
+            times = interleaved(candidates, turns=options.turns if length < 8192 else max(options.turns // 2, 3))
+            rate = gemm_operations / times["gemm"].median
+            rows += [_row(name, length, causal, training, times, rate) for name in methods(length)]
+    title = "forward and backward" if training else "forward"
+    table(f"{title}, milliseconds (medians)", list(rows[0]), [list(r.values()) for r in rows])
+    return rows
+
+
+def _row(
+    name: str, length: int, causal: bool, training: bool, times: Mapping[str, Timing], rate: float
+) -> dict[str, Any]:
+    ours, peer = times[name].median, times["sdpa"].median
+    composite = times[f"{name} eager"].median if f"{name} eager" in times else None
+    # Queries and keys, weights and values; backward has the scores again and four more.
+    products = 7 if training else 2
+    limit = operations(length, causal, products) / rate
+    return {
+        "op": name,
+        "T": length,
+        "causal": causal,
+        "ours_ms": 1e3 * ours,
+        "sdpa_ms": 1e3 * peer,
+        "ours/sdpa": ours / peer,
+        "eager/ours": None if composite is None else composite / ours,
+        "limit_ms": 1e3 * limit,
+        "ours/limit": ours / limit,
     }
-    row: dict[str, Any] = {
-        "op": "gated_attention",
-        "length": length,
-        "heads": HEADS,
-        "head_dim": HEAD_DIM,
-        "gate": granularity,
-        "pass": "forward+backward" if training else "forward",
-        "dtype": str(dtype).removeprefix("torch."),
-        "ms": {name: {"p20": 1e3 * q[1], "p50": 1e3 * q[4], "p80": 1e3 * q[7]} for name, q in quantiles.items()},
-        "ours / peer": ratio,
-    }
-    if training:
-        row["saved MiB"] = {name: saved_bytes(op, arguments) / 2**20 for name, op in ops.items()}
-    return row
+
+
+def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every tiled method, forward."""
+    return compare(options, training=False)
+
+
+def training(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Every tiled method, forward and backward."""
+    return compare(options, training=True)
+
+
+def linear(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Methods that are linear in the length: how the time grows, and where they stand beside SDPA."""
+    found = []
+    for length in (1024, 4096, 16_384):
+        q, k, v, _ = inputs(length, training=False)
+        landmarks = torch.randn(1, HEADS, LANDMARKS, WIDTH) / WIDTH**0.25
+        scaled = (q / WIDTH**0.25).contiguous()
+        candidates: dict[str, Callable[[], object]] = {
+            "nala": lambda q=q, k=k, v=v: norm_aware_linear_attention(q, k, v),
+            "nala causal": lambda q=q, k=k, v=v: norm_aware_linear_attention(q, k, v, is_causal=True),
+            "soft": lambda q=scaled, v=v, m=landmarks: softmax_free_attention(q, v, m, normalized=False),
+            "soft++": lambda q=scaled, v=v, m=landmarks: softmax_free_attention(q, v, m, normalized=True),
+            "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
+            "sdpa causal": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+        }
+        with torch.no_grad():
+            times = interleaved(candidates, turns=options.turns if length < 16_384 else 5)
+        found += [{"op": name, "T": length, "ms": 1e3 * t.median} for name, t in times.items()]
+    at = {(row["op"], row["T"]): row["ms"] for row in found}
+    for row in found:
+        peer = "sdpa causal" if row["op"].endswith("causal") else "sdpa"
+        row["over sdpa"] = row["ms"] / at[peer, row["T"]]
+        row["over a quarter of the length"] = row["ms"] / at[row["op"], row["T"] // 4] if row["T"] > 1024 else None
+    table("linear in the length, forward", list(found[0]), [list(r.values()) for r in found])
+    return found
+
+
+def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Most memory allocated at a time by one forward and backward pass, beside one T × T matrix of scores."""
+    found = []
+    for length in (2048, 4096):
+        tensors = inputs(length, training=True)
+        upstream = torch.randn(1, length, HEADS, WIDTH).transpose(1, 2)
+        scores = HEADS * length**2 * 4 / 2**20
+        for name, function in {"sdpa": sdpa, **methods(length)}.items():
+            mib = peak_bytes(call(function, tensors, True, upstream)) / 2**20
+            row = {"op": name, "T": length, "peak_MiB": mib, "all scores_MiB": scores}
+            if name != "sdpa" and length <= LONGEST_EAGER:
+                row["eager_MiB"] = peak_bytes(call(eager(name, length), tensors, True, upstream)) / 2**20
+            found.append({"eager_MiB": None, **row})
+    table("peak memory, forward and backward, causal", list(found[0]), [list(r.values()) for r in found])
+    return found
+
+
+SECTIONS = {f.__name__: f for f in (forward, training, linear, memory)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--turns", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--out", help="write the rows as JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    unknown = set(options.sections) - set(SECTIONS)
+    if unknown:
+        parser.error(f"unknown sections: {', '.join(sorted(unknown))}; known: {', '.join(SECTIONS)}")
     torch.set_num_threads(options.threads)
-    machine = {
-        "torch": torch.__version__,
-        "cpu": platform.processor() or platform.machine(),
-        "threads": options.threads,
-    }
-    rows = []
-    print(
-        f"{'T':>6} {'gate':12} {'pass':17} {'ours':>9} {'eager':>9} {'sdpa':>9}  /eager  /sdpa  saved MiB ours, eager"
-    )
-    for length in options.lengths:
-        for granularity in ("elementwise", "headwise"):
-            for training in (False, True):
-                rounds = max(3, min(options.rounds, options.rounds * 2048 // length))
-                row = measure(length, granularity, training, getattr(torch, options.dtype), rounds)
-                rows.append({**row, "rounds": rounds, "load": os.getloadavg()[0], **machine})
-                ms, ratio, saved = row["ms"], row["ours / peer"], row.get("saved MiB")
-                kept = f"{saved['ours']:9.2f} {saved['sdpa*sigmoid']:9.2f}" if saved else ""
-                times = " ".join(f"{ms[name]['p50']:9.2f}" for name in ms)
-                print(f"{length:6} {granularity:12} {row['pass']:17} {times}  {ratio['sdpa*sigmoid']:6.3f} "
-                      f"{ratio['sdpa (limit)']:6.3f} {kept}")  # fmt: skip
-    print(f"ms, median; {machine}; load average {os.getloadavg()[0]:.1f}")
-    if options.out:
-        with open(options.out, "w", encoding="utf-8") as stream:
-            json.dump(rows, stream, indent=1)
+    if load_per_core() > 0.5:
+        CONSOLE.print(f"[yellow]load per core is {load_per_core():.2f}: times will be noisy[/]")
+    for name in options.sections or SECTIONS:
+        suffix = "" if options.threads == 1 else f"_{options.threads}_threads"
+        write_record(options.out / "benchmark-attention.json", {name + suffix: SECTIONS[name](options)})
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from _timing import CONSOLE, table, write_record
+from _timing import CONSOLE, peak_bytes, table, write_record
 from softgate.lab.timing import interleaved, load_per_core
 from softgate.losses import collapse_free_cross_entropy, stablemax_cross_entropy
 
@@ -40,18 +40,6 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "collapse_free": collapse_free_cross_entropy,
     "stablemax_float64": float64_original,
 }
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """Highest sum of live allocations while ``step`` runs."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
