@@ -47,8 +47,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
+# timm asks for torchvision, whose resolver would replace the CPU torch by gigabytes of CUDA; both go in alone.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --no-build-isolation --editable '.[dev,data,hf,ray]'
+	$(PIP) --no-deps timm torchvision
 	@touch $@
 
 clean:
