@@ -207,3 +207,51 @@ def test_good_arguments(change: dict[str, Any]) -> None:
 def test_dtypes_may_differ_under_autocast() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         masks.check_attention(**{**good(), "key": torch.ones(2, 4, 5, 8, dtype=torch.bfloat16)})
+
+
+def visible_in_pair(queries: int, keys: int, causal: bool, left: int, right: int) -> list[list[bool]]:
+    """The definition of a (left, right) window, pair by pair; -1 is no bound."""
+
+    def sees(i: int, j: int) -> bool:
+        p = i + keys - queries
+        ahead = 0 if causal else keys + queries if right < 0 else right
+        return (left < 0 or p - left <= j) and j <= p + ahead
+
+    return [[sees(i, j) for j in range(keys)] for i in range(queries)]
+
+
+@given(st.integers(0, 6), st.integers(0, 6), st.booleans(), st.integers(-1, 7), st.integers(-1, 7))
+@settings(max_examples=200, deadline=None)
+def test_window_pairs_are_the_definition(queries: int, keys: int, causal: bool, left: int, right: int) -> None:
+    right = min(right, 0) if causal else right
+    mask = masks.structural_mask(queries, keys, is_causal=causal, window=(left, right))
+    if mask is None:
+        mask = torch.ones(queries, keys, dtype=torch.bool)
+    assert mask.tolist() == visible_in_pair(queries, keys, causal, left, right)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, (0, 0), (-1, -1), (3, 2)])
+def test_good_windows(window: Any) -> None:
+    masks.check_window(window, is_causal=False)
+
+
+@pytest.mark.parametrize(
+    ("window", "causal", "error"),
+    [
+        (0, False, ArgumentValueError),
+        (True, False, ArgumentTypeError),
+        (2.0, False, ArgumentTypeError),
+        ((1,), False, ArgumentValueError),
+        ((1, 2, 3), False, ArgumentValueError),
+        ((), False, ArgumentValueError),
+        ((-2, 0), False, ArgumentValueError),
+        ((1.0, 0), False, ArgumentTypeError),
+        ((1, True), False, ArgumentTypeError),
+        ([1, 2], False, ArgumentTypeError),
+        ("3", False, ArgumentTypeError),
+        ((3, 1), True, ArgumentValueError),
+    ],
+)
+def test_bad_windows(window: Any, causal: bool, error: type[SoftgateError]) -> None:
+    with pytest.raises(error, match="window"):
+        masks.check_window(window, causal)

@@ -23,6 +23,10 @@ from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad
 
 _HALF = (torch.float16, torch.bfloat16)
 
+#: A sliding window: the number of keys a query sees, its own included, or how many it sees (left, right) of its own
+#: position, -1 for all.
+Window = int | tuple[int, int]
+
 
 class Mask(NamedTuple):
     """Which pairs of query and key exist, and what is added to their scores.
@@ -88,6 +92,34 @@ def check_attention(
         _check_mask(attn_mask, query, key)
 
 
+def check_window(window: Any, is_causal: bool) -> None:
+    """Raise unless ``window`` is None, a positive int or a (left, right) pair that causality does not contradict.
+
+    For the functions that take pairs; :func:`check_attention` admits ints alone.
+    """
+    allowed = "a positive int, a pair (left, right) of ints of at least -1, or None"
+    if window is None:
+        return
+    pair = isinstance(window, tuple)
+    sizes: tuple[Any, ...] = window if isinstance(window, tuple) else (window,)
+    if not all(isinstance(size, int) and not isinstance(size, bool) for size in sizes):
+        bad_type("window", window, allowed)
+    if (pair and len(sizes) != 2) or min(sizes) < (-1 if pair else 1):
+        bad_value("window", window, allowed)
+    if is_causal and pair and sizes[1] > 0:
+        bad_value("window", window, "a pair whose right end is 0 or -1 with is_causal=True")
+
+
+def window_bounds(window: Window | None, is_causal: bool) -> tuple[int | None, int | None]:
+    """How many keys a query sees left and right of its own position; None where there is no bound."""
+    if window is None:
+        return None, 0 if is_causal else None
+    if isinstance(window, int):
+        return window - 1, 0 if is_causal else window - 1
+    left, right = (None if size < 0 else size for size in window)
+    return left, 0 if is_causal else right
+
+
 def _check_dtypes(query: Tensor, key: Tensor, value: Tensor) -> None:
     if query.dtype == key.dtype == value.dtype or autocast_dtype(query) is not None:
         return
@@ -141,7 +173,7 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
 
 
 def resolve_mask(
-    attn_mask: Tensor | None, query: Tensor, key: Tensor, is_causal: bool = False, window: int | None = None
+    attn_mask: Tensor | None, query: Tensor, key: Tensor, is_causal: bool = False, window: Window | None = None
 ) -> Mask:
     """Combine a mask argument, causality and a sliding window into one :class:`Mask`.
 
@@ -162,10 +194,11 @@ def resolve_mask(
 
 
 def structural_mask(
-    queries: int, keys: int, *, is_causal: bool, window: int | None, device: torch.device | None = None
+    queries: int, keys: int, *, is_causal: bool, window: Window | None, device: torch.device | None = None
 ) -> Tensor | None:
     """The (T, S) mask of causality and window, or None where they allow everything (as for one causal query)."""
-    sees_all = (not is_causal or queries <= 1) and (window is None or (window >= keys and window >= queries))
+    left, right = window_bounds(window, is_causal)
+    sees_all = (left is None or left + 1 >= keys) and (right is None or right + 1 >= queries)
     if sees_all:
         return None
     return causal_mask(queries, keys, window=window, is_causal=is_causal, device=device)
@@ -175,21 +208,21 @@ def causal_mask(
     queries: int,
     keys: int,
     *,
-    window: int | None = None,
+    window: Window | None = None,
     is_causal: bool = True,
     device: torch.device | None = None,
 ) -> Tensor:
     """Bool mask (T, S), aligned at the bottom right: the last query stands at the last key.
 
     Query i stands at position p = i + S - T. Causal: it sees keys j <= p. With a window of w it sees those with
-    p - w < j (w keys, its own included), and without causality those with ``|p - j| < w``.
+    p - w < j (w keys, its own included), and without causality those with ``|p - j| < w``; with a window (left, right)
+    those with p - left <= j <= p + right.
     """
     position = torch.arange(queries, device=device)[:, None] + (keys - queries)
     distance = position - torch.arange(keys, device=device)
-    allowed = distance >= 0 if is_causal else torch.ones_like(distance, dtype=torch.bool)
-    if window is not None:
-        allowed = allowed & (distance.abs() < window)
-    return allowed
+    left, right = window_bounds(window, is_causal)
+    allowed = torch.ones_like(distance, dtype=torch.bool) if right is None else distance >= -right
+    return allowed if left is None else allowed & (distance <= left)
 
 
 def window_bounds(window: int | None, is_causal: bool) -> tuple[int | None, int | None]:

@@ -1,6 +1,8 @@
+from .alibi import alibi_slopes as alibi_slopes
 from .cache import KVCache as KVCache
 from .gated import gated_attention as gated_attention
 from .gated_module import GatedAttention as GatedAttention
+from .layer_scale import LayerScale as LayerScale
 from .multihead import BaseAttention as BaseAttention
 from .multihead import MultiHeadAttention as MultiHeadAttention
 from .qkvg import export_gated_state_dict as export_gated_state_dict
@@ -9,3 +11,4 @@ from .qkvg import import_gated_state_dict as import_gated_state_dict
 from .qkvg import unfuse_qkvg as unfuse_qkvg
 from .rotary import RotaryEmbedding as RotaryEmbedding
 from .rotary import apply_rotary as apply_rotary
+from .sigmoid import sigmoid_attention as sigmoid_attention
