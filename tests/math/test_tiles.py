@@ -32,7 +32,7 @@ def attn_mask(kind: str, queries: int, keys: int) -> torch.Tensor | None:
 
 @pytest.mark.parametrize("sizes", SIZES)
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("window", [None, 1, 3, 100])
+@pytest.mark.parametrize("window", [None, 1, 3, 100, (2, 0), (-1, 0), (0, -1)])
 @pytest.mark.parametrize("kind", ["none", "padding", "bool", "float"])
 def test_the_tiles_put_together_are_the_masked_scores(sizes, is_causal, window, kind) -> None:
     q, k = tensors(*sizes)

@@ -69,7 +69,7 @@ class Tiles:
         key: Tensor,
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
-        window: int | None = None,
+        window: masks.Window | None = None,
         block: int | None = None,
     ) -> Tiles:
         """The tiles of an attention call with these arguments.
@@ -112,7 +112,7 @@ class Tiles:
         allowed = self._structure(rows, cols)
         if self.attn_mask is None:
             return Mask(allowed, None)
-        part = self._part(self.attn_mask, rows, cols)
+        part = self.part(self.attn_mask, rows, cols)
         if part.dtype is torch.bool:
             return Mask(part if allowed is None else part & allowed, None)
         finite = part != float("-inf")
@@ -130,7 +130,8 @@ class Tiles:
         return (distance <= left) & (-distance <= right)
 
     @staticmethod
-    def _part(mask: Tensor, rows: slice, cols: slice) -> Tensor:
+    def part(mask: Tensor, rows: slice, cols: slice) -> Tensor:
+        """A view of what a tensor that broadcasts to (…, T, S) has for this tile."""
         if mask.shape[-2] != 1:
             mask = mask[..., rows, :]
         return mask if mask.shape[-1] == 1 else mask[..., cols]

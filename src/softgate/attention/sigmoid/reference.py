@@ -31,14 +31,18 @@ def bias_of_pairs(bias: float | Tensor, dtype: torch.dtype) -> float | Tensor:
     return bias.to(dtype)[..., None, None] if isinstance(bias, Tensor) else bias
 
 
-def visible_keys(allowed: Tensor | None, keys: int, like: Tensor) -> Tensor:
-    """How many keys each query sees, at least 1: broadcastable to (…, H, T, 1), in the dtype of ``like``."""
+def visible_keys(allowed: Tensor | None, keys: int) -> int | Tensor:
+    """How many of ``keys`` each query sees, broadcastable to (…, H, T, 1); a number if ``allowed`` is None."""
     if allowed is None:
-        return like.new_full((1, 1), max(keys, 1))
+        return keys
     count = allowed.sum(-1, keepdim=True)
-    # A mask that broadcasts over keys counts once for each of them.
-    count = count * keys if allowed.shape[-1] != keys else count
-    return count.clamp_min(1).to(like.dtype)
+    return count if allowed.shape[-1] == keys else count * keys  # one entry stands for every key
+
+
+def neg_log_visible(visible: int | Tensor, like: Tensor) -> Tensor:
+    """``-ln`` of the number of visible keys, 0 where there is none, in the dtype of ``like``."""
+    visible = like.new_full((1, 1), visible) if isinstance(visible, int) else visible.to(like.dtype)
+    return -visible.clamp_min(1).log()
 
 
 def alibi_bias(slopes: Tensor, queries: int, keys: int, dtype: torch.dtype) -> Tensor:
@@ -86,7 +90,7 @@ def sigmoid_attention_reference(
             scores = scores + mask.bias.to(scores.dtype)
         shift = resolve_bias(bias, seq_len, keys)
         if isinstance(shift, str):
-            scores = scores - visible_keys(mask.allowed, keys, scores).log()
+            scores = scores + neg_log_visible(visible_keys(mask.allowed, keys), scores)
         else:
             scores = scores + bias_of_pairs(shift, scores.dtype)
         weights = masks.masked_weights(torch.sigmoid(scores), mask.allowed)
