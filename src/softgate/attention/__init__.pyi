@@ -12,3 +12,5 @@ from .qkvg import unfuse_qkvg as unfuse_qkvg
 from .rotary import RotaryEmbedding as RotaryEmbedding
 from .rotary import apply_rotary as apply_rotary
 from .sigmoid import sigmoid_attention as sigmoid_attention
+from .sigmoid_module import SigmoidAttention as SigmoidAttention
+from .sigmoid_varlen import sigmoid_attention_varlen as sigmoid_attention_varlen
