@@ -75,6 +75,9 @@ class Method:
         kernels: accelerations in order of preference.
         variants: name -> keyword arguments; every variant is checked by the conformance suite.
         laws: names of laws in ``softgate.testing.laws`` that the function claims to obey.
+        exempt: policies of the family (laws that hold for every op unless listed here) that do not hold for this
+            function, name -> why; the conformance suite checks that they indeed do not.
+        smallest_width: for family ``attention``, the smallest head dimension that the function is defined for.
         output_range: closed interval that holds every output.
         masked_rows: what a row without any allowed entry gives.
         samples: ``samples(dtype, generator)`` yields ``(args, kwargs)``; replaces or, for family ``attention`` and
@@ -93,6 +96,8 @@ class Method:
     kernels: tuple[Kernel, ...] = ()
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"default": {}})
     laws: tuple[str, ...] = ()
+    exempt: Mapping[str, str] = field(default_factory=dict)
+    smallest_width: int = 1
     output_range: tuple[float, float] = (float("-inf"), float("inf"))
     masked_rows: Literal["zeros", "nan", "not applicable"] = "not applicable"
     samples: Callable[..., Iterable[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None

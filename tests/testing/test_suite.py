@@ -89,6 +89,36 @@ def test_an_unknown_law_is_a_failure_that_lists_the_known_ones() -> None:
     assert "sums_to_one" in str(caught.value)
 
 
+def test_an_exemption_replaces_a_policy_that_does_not_hold() -> None:
+    def unscaled(
+        query: Tensor, key: Tensor, value: Tensor, is_causal: bool = False, scale: float | None = None
+    ) -> Tensor:
+        factor = 1.0 if scale is None else scale  # not 1/sqrt(width)
+        return honest.attention_reference(query, key, value, is_causal=is_causal, scale=factor)
+
+    record = honest.with_function(honest.attention, unscaled, exempt={"scale_argument": "its default scale is 1"})
+    report = check_op(record, only="*scale_argument*", examples=20)
+    assert report.passed == ["default/exempt[scale_argument]"]
+
+
+def test_an_exemption_that_is_not_needed_or_not_known_is_a_failure() -> None:
+    record = replace(honest.attention.__softgate__, exempt={"scale_argument": "no reason", "adds_up": "no such law"})
+    with pytest.raises(ConformanceError, match="which holds: ``scale=s`` multiplies the scores"):
+        check_op(record, only="exempt[scale_argument]", examples=20)
+    with pytest.raises(ConformanceError, match="got 'adds_up'"):
+        check_op(record, only="law[adds_up]")
+
+
+def test_attention_is_drawn_with_the_smallest_width_of_its_record() -> None:
+    widths: dict[int, set[int]] = {}
+    for smallest in (1, 3):
+        record = replace(honest.attention.__softgate__, smallest_width=smallest)
+        seen = widths[smallest] = set()
+        draws = DRAWS["attention"](Subject(record, "default"))
+        try_on_examples(draws, lambda draw, seen=seen: seen.add(draw.query.shape[-1]), 40)
+    assert widths == {1: {1, 2, 4, 7}, 3: {3, 4, 7}}
+
+
 def test_a_custom_op_without_samples_is_a_failure() -> None:
     @method(site="optim", family="custom", source="nowhere", register=False)
     def mystery(x: Tensor) -> Tensor:

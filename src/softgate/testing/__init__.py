@@ -48,6 +48,8 @@ What is checked, for every entry of the record's ``variants``:
     nothing overwritten or changed, the same bits every time, nothing read from memory that was never written.
 ``law[name]``
     policies of the family and the laws the record claims (:mod:`softgate.testing.laws`).
+``exempt[name]``
+    a policy that the record says (and why) cannot hold for this op indeed does not.
 ``bad_input[argument]``
     generated invalid calls and the record's ``bad_inputs``: each raises a ``SoftgateError`` that is a ``ValueError``
     or ``TypeError`` and names the argument.

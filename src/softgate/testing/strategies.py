@@ -121,8 +121,10 @@ def _losses(specials: tuple[float, ...]) -> Callable[[Subject], Any]:
 
 def _attention(subject: Subject) -> Any:
     st = hypothesis_module().strategies
+    smallest = subject.record.smallest_width
+    widths = tuple(dict.fromkeys(max(width, smallest) for width in (1, 2, 4, 7)))
     sizes = st.tuples(
-        st.integers(1, 2), st.integers(1, 3), st.integers(1, 6), st.integers(1, 8), st.sampled_from((1, 2, 4, 7))
+        st.integers(1, 2), st.integers(1, 3), st.integers(1, 6), st.integers(1, 8), st.sampled_from(widths)
     )
 
     def build(size: tuple[int, ...], seed: int, scale: float) -> AttentionDraw:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from softgate.errors import ArgumentValueError
-from softgate.testing.report import Check
+from softgate.testing.report import Check, ConformanceError
 from softgate.testing.strategies import DRAWS, try_on_examples
 from softgate.testing.subject import Subject
 
@@ -74,19 +74,41 @@ def law(
 
 
 def law_checks(subject: Subject, examples: int) -> Iterator[Check]:
-    """``law[name]`` for the policies of the family and for every law that the record claims."""
+    """``law[name]`` for the policies of the family and for every law that the record claims.
+
+    A policy that the record is exempt from becomes ``exempt[name]``, which fails if the policy holds after all.
+    """
     record = subject.record
-    for name in record.laws:
+    for name in (*record.laws, *record.exempt):
         if (name, record.family) not in LAWS:
             yield Check(f"law[{name}]", subject.variant, partial(_unknown, name, record.family))
     for (name, family), known in LAWS.items():
         wanted = known.always or name in record.laws
         if wanted and family == record.family and known.applies(subject):
-            yield Check(f"law[{name}]", subject.variant, partial(_try, subject, known, examples))
+            if name in record.exempt:
+                yield Check(f"exempt[{name}]", subject.variant, partial(_must_not_hold, subject, known, examples))
+            else:
+                yield Check(f"law[{name}]", subject.variant, partial(_try, subject, known, examples))
 
 
 def _try(subject: Subject, known: Law, examples: int) -> None:
     try_on_examples(DRAWS[known.draws](subject), partial(known.holds, subject), examples)
+
+
+def _must_not_hold(subject: Subject, known: Law, examples: int) -> None:
+    """An exemption is for what an op cannot keep; one that is not needed would hide a later fault."""
+    broken = False
+
+    def try_one(draw: Any) -> None:
+        nonlocal broken
+        try:
+            known.holds(subject, draw)
+        except ConformanceError:
+            broken = True
+
+    try_on_examples(DRAWS[known.draws](subject), try_one, examples)
+    if not broken:
+        raise ConformanceError(f"the record is exempt from law {known.name}, which holds: {known.statement}")
 
 
 def _unknown(name: str, family: str) -> None:
