@@ -14,3 +14,6 @@ from .rotary import apply_rotary as apply_rotary
 from .sigmoid import sigmoid_attention as sigmoid_attention
 from .sigmoid_module import SigmoidAttention as SigmoidAttention
 from .sigmoid_varlen import sigmoid_attention_varlen as sigmoid_attention_varlen
+from .softplus import lssa_weights as lssa_weights
+from .softplus import softplus_attention as softplus_attention
+from .softplus_module import SoftplusAttention as SoftplusAttention
