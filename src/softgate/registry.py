@@ -79,6 +79,8 @@ class Method:
             function, name -> why; the conformance suite checks that they indeed do not.
         smallest_width: for family ``attention``, the smallest head dimension that the function is defined for.
         output_range: closed interval that holds every output.
+        error_scale: what rounding errors are measured against: each entry (``"relative"``) or the largest one
+            (``"tensor"``), for maps whose small entries are differences of larger numbers. None: by ``output_range``.
         masked_rows: what a row without any allowed entry gives.
         samples: ``samples(dtype, generator)`` yields ``(args, kwargs)``; replaces or, for family ``attention`` and
             ``loss``, extends the generated inputs with arguments that the family does not know.
@@ -99,6 +101,7 @@ class Method:
     exempt: Mapping[str, str] = field(default_factory=dict)
     smallest_width: int = 1
     output_range: tuple[float, float] = (float("-inf"), float("inf"))
+    error_scale: Literal["relative", "tensor"] | None = None
     masked_rows: Literal["zeros", "nan", "not applicable"] = "not applicable"
     samples: Callable[..., Iterable[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None
     bad_inputs: Callable[[], Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]] | None = None

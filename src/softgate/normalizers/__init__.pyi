@@ -1,3 +1,5 @@
+from .clipped import ClippedSoftmax as ClippedSoftmax
+from .clipped import clipped_softmax as clipped_softmax
 from .stable_max import StableMax as StableMax
 from .stable_max import log_stablemax as log_stablemax
 from .stable_max import stablemax as stablemax

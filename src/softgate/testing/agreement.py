@@ -51,6 +51,8 @@ def terms_of(subject: Subject, call: Call) -> int:
 
 def scale_of(subject: Subject) -> Scale:
     """Weights and gates are held to their own size entry by entry, sums of signed terms to the size of the tensor."""
+    if subject.record.error_scale is not None:
+        return subject.record.error_scale
     low, high = subject.record.output_range
     signed = low < 0 < high
     return "relative" if subject.record.family in ("row_map", "scalar_map") and not signed else "tensor"

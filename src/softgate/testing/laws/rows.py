@@ -136,7 +136,7 @@ def permutation_invariant(op: Subject, draw: RowDraw) -> None:
 
 
 def _entry_scale(op: Subject) -> Scale:
-    return "relative" if op.record.output_range[0] >= 0 else "tensor"
+    return op.record.error_scale or ("relative" if op.record.output_range[0] >= 0 else "tensor")
 
 
 @law("row_map", "scalar_map", draws="finite_rows")
