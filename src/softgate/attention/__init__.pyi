@@ -1,5 +1,6 @@
 from .alibi import alibi_slopes as alibi_slopes
 from .cache import KVCache as KVCache
+from .clipped import clipped_softmax_attention as clipped_softmax_attention
 from .gated import gated_attention as gated_attention
 from .gated_module import GatedAttention as GatedAttention
 from .layer_scale import LayerScale as LayerScale
