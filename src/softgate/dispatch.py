@@ -114,6 +114,11 @@ def transform_reason(*values: Any) -> str | None:
     return None
 
 
+def is_batched_gradient(grad: Tensor) -> bool:
+    """True under ``torch.autograd.grad(is_grads_batched=True)``, whose dispatch key has no name in Python."""
+    return "Batched" in repr(torch._C._dispatch_keys(grad))
+
+
 def _tensors(values: tuple[Any, ...]) -> Iterator[Tensor]:
     for value in values:
         if isinstance(value, Tensor):

@@ -3,6 +3,8 @@ from .cache import KVCache as KVCache
 from .clipped import clipped_softmax_attention as clipped_softmax_attention
 from .gated import gated_attention as gated_attention
 from .gated_module import GatedAttention as GatedAttention
+from .head_gate import HeadGate as HeadGate
+from .head_gate import HeadGatedAttention as HeadGatedAttention
 from .layer_scale import LayerScale as LayerScale
 from .multihead import BaseAttention as BaseAttention
 from .multihead import MultiHeadAttention as MultiHeadAttention

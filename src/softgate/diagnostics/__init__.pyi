@@ -1,7 +1,13 @@
+from .activation_outliers import ModuleOutliers as ModuleOutliers
+from .activation_outliers import OutlierReport as OutlierReport
+from .activation_outliers import kurtosis as kurtosis
+from .activation_outliers import outliers as outliers
 from .collapse import CollapseMonitor as CollapseMonitor
 from .collapse import CollapseWarning as CollapseWarning
 from .collapse import nlm_alignment as nlm_alignment
 from .collapse import softmax_collapse as softmax_collapse
+from .post_training import PTQReport as PTQReport
+from .post_training import ptq_evaluate as ptq_evaluate
 from .sink import AttentionRecord as AttentionRecord
 from .sink import SinkReport as SinkReport
 from .sink import attention_sink as attention_sink

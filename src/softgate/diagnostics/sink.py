@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from softgate.diagnostics._running import eval_mode, run_model
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, bad_type
 
 __all__ = ["AttentionRecord", "SinkReport", "attention_sink", "record_attention"]
@@ -105,7 +106,7 @@ def record_attention(model: nn.Module, inputs: Tensor | Mapping[str, Any]) -> li
         bad_type("model", model, "a torch.nn.Module")
     if not isinstance(inputs, Tensor | Mapping):
         bad_type("inputs", inputs, "a tensor or a mapping of keyword arguments")
-    with _eval_mode(model):
+    with eval_mode(model):
         modules = [(n, m) for n, m in model.named_modules() if callable(getattr(m, "attention_weights", None))]
         if modules:
             records = _record_modules(model, modules, inputs)
@@ -152,7 +153,7 @@ def _record_modules(
             after = parent.register_forward_hook(lambda _m, _args, output, name=name: keep(name, output))
             stack.callback(before.remove)
             stack.callback(after.remove)
-        _call(model, inputs)
+        run_model(model, inputs)
     if not seen:
         raise StateError("no attention module took part in the forward pass")
     return [AttentionRecord(name, weights, gate, hidden[name]) for name, (weights, gate) in seen.items()]
@@ -175,26 +176,11 @@ def _record_transformers(model: Any, inputs: Tensor | Mapping[str, Any]) -> list
                 lambda _m, _args, output: hidden.append(output[0] if isinstance(output, tuple) else output)
             )
             stack.callback(hook.remove)
-        output = _call(model, inputs, output_attentions=True)
+        output = run_model(model, inputs, output_attentions=True)
     weights = getattr(output, "attentions", None)
     if not weights or any(w is None for w in weights):
         raise StateError(f"{type(model).__name__} returned no attention weights with implementation {before!r}")
     return [AttentionRecord(str(i), w, None, h) for i, (w, h) in enumerate(zip(weights, hidden, strict=True))]
-
-
-def _call(model: nn.Module, inputs: Tensor | Mapping[str, Any], **extra: Any) -> Any:
-    return model(inputs, **extra) if isinstance(inputs, Tensor) else model(**inputs, **extra)
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _first_token_share(weights: Tensor, valid: Tensor) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from softgate._math.compress import compute_dtype
-from softgate.dispatch import transform_reason
+from softgate.dispatch import is_batched_gradient, transform_reason
 from softgate.losses._targets import has_class_indices, reduce_rows, split_ignored
 
 __all__: list[str] = []
@@ -74,7 +74,7 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, index, bad, pivot, rest, total = ctx.saved_tensors
-        if torch.is_grad_enabled() or transform_reason(x, grads[0]) is not None or _is_batched(grads[0]):
+        if torch.is_grad_enabled() or transform_reason(x, grads[0]) is not None or is_batched_gradient(grads[0]):
             return _differentiable(x, index, grads[0], ctx.math), None, None
         grad = grads[0].unsqueeze(1)
         scale = grad / total
@@ -95,11 +95,6 @@ class _RowLoss(torch.autograd.Function):
             exact = exact.masked_fill((grads[0][bad] == 0).unsqueeze(1), 0.0)
             (out if x.ndim == 2 else out.movedim(1, -1))[bad] = exact
         return out, None, None
-
-
-def _is_batched(grad: Tensor) -> bool:
-    """True under ``torch.autograd.grad(is_grads_batched=True)``, whose dispatch key has no name in Python."""
-    return "Batched" in repr(torch._C._dispatch_keys(grad))
 
 
 def _rows(x: Tensor, mask: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from softgate._math import masks
 from softgate._math.clipping import check_stretch, resolve_gamma
+from softgate.attention.clipped import tiled
 from softgate.attention.clipped.reference import clipped_softmax_attention_reference
 from softgate.dispatch import call
 from softgate.errors import StateError, check_choice
-from softgate.registry import method, record_of
+from softgate.registry import Kernel, method, record_of
 
 __all__ = ["clipped_softmax_attention"]
 
@@ -47,10 +48,12 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="quantizable-transformers",
     source="eq. 4 in place of softmax; gamma = -alpha / T of section 5.2",
     reference=clipped_softmax_attention_reference,
+    kernels=(Kernel("tiled", tiled.run, tiled.refuses),),
     variants={
         "gamma": {"gamma": -0.03},
         "alpha": {"alpha": 2.0, "max_seq_len": 8},
         "both_ends": {"gamma": -0.1, "zeta": 1.1},
+        "tiled": {"gamma": -0.03, "backend": "tiled"},
     },
     laws=("decode_equals_prefill", "value_linear"),
     masked_rows="zeros",

@@ -1,0 +1,208 @@
+"""Clipped softmax attention in tiles: memory grows with T, in plain torch on every device and dtype.
+
+Clipping needs the normalised weights P, so the forward pass walks the keys twice: once for the log-sum-exp L of each
+row, once for O = P̃ V with P = exp(S - L) and P̃ = clip((ζ - γ) P + γ, 0, 1). With M = 1 where nothing is clipped and
+R = (M ⊙ P) V, kept from the forward pass,
+
+    dP̃ = dO Vᵀ,   Δ = (ζ - γ) rowsum(dO ⊙ R),   dS = P ⊙ ((ζ - γ) M ⊙ dP̃ - Δ)
+
+Δ is not rowsum(dO ⊙ O), as it is for softmax: the constant γ in P̃ has no gradient. Shape suffixes as in
+:mod:`softgate._math.tiles`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from softgate._math import masks
+from softgate._math.clipping import resolve_gamma
+from softgate._math.tiles import Tiles, fold_kv_heads, worthwhile
+from softgate.attention.clipped.reference import clipped_softmax_attention_reference
+from softgate.dispatch import is_batched_gradient
+
+_INF = float("inf")
+
+
+def refuses(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    backend: str = "auto",
+    **options: Any,
+) -> str | None:
+    """Say why this call cannot or should not run here, None if it does."""
+    if backend not in ("auto", "tiled"):
+        return f"backend={backend!r} was asked for"
+    if dropout_p > 0.0:
+        return "it has no dropout"
+    if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
+        return "it gives no gradient for attn_mask"
+    if backend == "auto" and not worthwhile(query, key):
+        return "the score matrix is small: the reference is faster"
+    return None
+
+
+def run(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    gamma: float | None = None,
+    alpha: float | None = None,
+    max_seq_len: int | None = None,
+    zeta: float = 1.0,
+    window: int | None = None,
+    backend: str = "auto",
+    block: int | None = None,
+) -> Tensor:
+    """Arguments and result of ``clipped_softmax_attention``; ``block`` sets the rows and columns of a tile."""
+    query, key, value = masks.cast_for_autocast(query, key, value)
+    with masks.without_autocast(query):
+        factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
+        lower = resolve_gamma(gamma, alpha, max_seq_len)
+        result: Tensor = _Tiled.apply(query, key, value, attn_mask, is_causal, window, factor, lower, zeta, block)
+        return result
+
+
+class _Tiled(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        is_causal: bool,
+        window: int | None,
+        scale: float,
+        gamma: float,
+        zeta: float,
+        block: int | None,
+    ) -> Tensor:
+        tiles = Tiles.of(query, key, attn_mask, is_causal, window, block)
+        dtype = masks.accumulation_dtype(query.dtype)
+        y_BHTD = query.new_empty(*query.shape[:-1], value.shape[-1])
+        r_BHTD = y_BHTD.new_empty(y_BHTD.shape, dtype=dtype) if any(ctx.needs_input_grad[:3]) else None
+        lse_BHT = query.new_empty(query.shape[:-1], dtype=dtype)
+        for rows in tiles.rows():
+            q_BHtD = query[..., rows, :].to(dtype) * scale
+            lse_BHT[..., rows] = _log_sum_exp(tiles, rows, q_BHtD, key)
+            sums = _weighted_values(tiles, rows, q_BHtD, key, value, lse_BHT[..., rows], gamma, zeta, r_BHTD is None)
+            y_BHTD[..., rows, :] = sums[0]
+            if r_BHTD is not None:
+                r_BHTD[..., rows, :] = sums[1]
+        ctx.save_for_backward(query, key, value, attn_mask, lse_BHT, r_BHTD)
+        ctx.options = {"is_causal": is_causal, "window": window, "scale": scale}
+        ctx.gamma, ctx.zeta, ctx.block = gamma, zeta, block
+        return y_BHTD
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, attn_mask, lse_BHT, r_BHTD = ctx.saved_tensors
+        if torch.is_grad_enabled() or is_batched_gradient(grads[0]):
+            return (*_backward_by_reference(ctx, query, key, value, attn_mask, grads[0]), *7 * (None,))
+        scale, stretch = ctx.options["scale"], ctx.zeta - ctx.gamma
+        tiles = Tiles.of(query, key, attn_mask, ctx.options["is_causal"], ctx.options["window"], ctx.block)
+        dtype, groups = lse_BHT.dtype, key.shape[-3]
+        dq_BHTD = torch.empty_like(query)
+        dk_BGSD, dv_BGSD = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (key, value))
+        for rows in tiles.rows():
+            q_BHtD, dy_BHtD = query[..., rows, :].to(dtype) * scale, grads[0][..., rows, :].to(dtype)
+            delta_BHt1 = stretch * (dy_BHtD * r_BHTD[..., rows, :]).sum(-1, keepdim=True)
+            dq_BHtD = torch.zeros_like(q_BHtD)
+            for cols in tiles.cols(rows):
+                k_BHsD, v_BHsD = (_heads(x[..., cols, :], query, dtype) for x in (key, value))
+                p_BHts = _softmax_tile(tiles, rows, cols, q_BHtD, key, lse_BHT[..., rows])
+                stretched_BHts = p_BHts * stretch + ctx.gamma
+                free_BHts = (stretched_BHts >= 0.0) & (stretched_BHts <= 1.0)
+                dv_BHsD = stretched_BHts.clamp_(0.0, 1.0).transpose(-1, -2) @ dy_BHtD
+                ds_BHts = (dy_BHtD @ v_BHsD.transpose(-1, -2)).mul_(stretch).masked_fill_(~free_BHts, 0.0)
+                ds_BHts = ds_BHts.sub_(delta_BHt1).mul_(p_BHts)
+                dq_BHtD += ds_BHts @ k_BHsD
+                dk_BGSD[..., cols, :] += fold_kv_heads(ds_BHts.transpose(-1, -2) @ q_BHtD, groups)
+                dv_BGSD[..., cols, :] += fold_kv_heads(dv_BHsD, groups)
+            dq_BHTD[..., rows, :] = dq_BHtD * scale
+        return dq_BHTD, dk_BGSD.to(key.dtype), dv_BGSD.to(value.dtype), *7 * (None,)
+
+
+def _heads(x_BGsD: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
+    return masks.expand_kv_heads(x_BGsD.to(dtype), query.shape[-3])
+
+
+def _masked_scores(tiles: Tiles, rows: slice, cols: slice, q_BHtD: Tensor, key: Tensor) -> Tensor:
+    """The scores of a tile, -inf where a pair does not exist."""
+    mask = tiles.mask(rows, cols)
+    scores_BHts = tiles.scores(q_BHtD, key[..., cols, :].to(q_BHtD.dtype), mask)
+    return scores_BHts if mask.allowed is None else scores_BHts.masked_fill_(~mask.allowed, -_INF)
+
+
+def _softmax_tile(tiles: Tiles, rows: slice, cols: slice, q_BHtD: Tensor, key: Tensor, lse_BHt: Tensor) -> Tensor:
+    return _masked_scores(tiles, rows, cols, q_BHtD, key).sub_(lse_BHt[..., None]).exp_()
+
+
+def _log_sum_exp(tiles: Tiles, rows: slice, q_BHtD: Tensor, key: Tensor) -> Tensor:
+    """The first sweep, online; +inf for a query without any key, so that its weights become exp(-inf) = 0."""
+    top_BHt = q_BHtD.new_full(q_BHtD.shape[:-1], -_INF)
+    total_BHt = torch.zeros_like(top_BHt)
+    for cols in tiles.cols(rows):
+        scores_BHts = _masked_scores(tiles, rows, cols, q_BHtD, key)
+        higher_BHt = torch.maximum(top_BHt, scores_BHts.amax(-1))
+        finite_BHt = higher_BHt.masked_fill(higher_BHt == -_INF, 0.0)
+        total_BHt = total_BHt * (top_BHt - finite_BHt).exp_() + scores_BHts.sub_(finite_BHt[..., None]).exp_().sum(-1)
+        top_BHt = higher_BHt
+    return torch.where(top_BHt == -_INF, _INF, top_BHt + total_BHt.log())
+
+
+def _weighted_values(
+    tiles: Tiles,
+    rows: slice,
+    q_BHtD: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse_BHt: Tensor,
+    gamma: float,
+    zeta: float,
+    outputs_only: bool,
+) -> tuple[Tensor, Tensor]:
+    """The second sweep: O = P̃ V and, for the backward pass, R = (M ⊙ P) V."""
+    y_BHtD = q_BHtD.new_zeros(*q_BHtD.shape[:-1], value.shape[-1])
+    r_BHtD = torch.zeros_like(y_BHtD)
+    for cols in tiles.cols(rows):
+        v_BHsD = masks.expand_kv_heads(value[..., cols, :].to(q_BHtD.dtype), q_BHtD.shape[-3])
+        p_BHts = _softmax_tile(tiles, rows, cols, q_BHtD, key, lse_BHt)
+        stretched_BHts = p_BHts * (zeta - gamma) + gamma
+        if not outputs_only:
+            clipped_BHts = (stretched_BHts < 0.0) | (stretched_BHts > 1.0)
+            r_BHtD += p_BHts.masked_fill_(clipped_BHts, 0.0) @ v_BHsD
+        y_BHtD += stretched_BHts.clamp_(0.0, 1.0) @ v_BHsD
+    return y_BHtD, r_BHtD
+
+
+def _backward_by_reference(
+    ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, grad: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k and v in operations that can be differentiated and batched, by way of the reference."""
+    inputs = (query, key, value)
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad(), masks.without_autocast(query):
+        y = clipped_softmax_attention_reference(
+            *inputs, attn_mask, enable_gqa=True, gamma=ctx.gamma, zeta=ctx.zeta, **ctx.options
+        )
+    wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
+    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
+    return tuple(next(found) if need else None for need in ctx.needs_input_grad[:3])
