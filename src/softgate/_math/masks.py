@@ -225,12 +225,6 @@ def causal_mask(
     return allowed if left is None else allowed & (distance <= left)
 
 
-def window_bounds(window: int | None, is_causal: bool) -> tuple[int | None, int | None]:
-    """How many keys a query sees before and after its own position, None without a limit."""
-    side = None if window is None else window - 1
-    return side, 0 if is_causal else side
-
-
 def key_padding_mask(keep: Tensor) -> Tensor:
     """Turn ``keep`` (B, S), True = real token, into an attention mask (B, 1, 1, S)."""
     if not isinstance(keep, Tensor) or keep.dtype is not torch.bool:

@@ -8,6 +8,9 @@ import triton.language as tl
 from softgate._triton.maps import clip_weights, power_of, softplus
 from softgate._triton.tiles import key_range, load, pair_scores, product, store
 
+#: A row whose largest u is not above this is tied up to the rounding of float32.
+TIE = tl.constexpr(16 * 2.0**-23)
+
 
 @triton.jit
 def forward(
@@ -61,7 +64,8 @@ def forward(
         count = tl.load(count_ptr + batch_head.to(tl.int64) * T + rows, mask=rows < T, other=0.0)
         offset = tl.load(offset_ptr + batch_head.to(tl.int64) * T + rows, mask=rows < T, other=0.0)
         largest = count * top * inv_sum - offset
-        inv_max = tl.where(largest > 0.0, 1.0 / tl.where(largest > 0.0, largest, 1.0), 0.0)
+        untied = largest > TIE
+        inv_max = tl.where(untied, 1.0 / tl.where(untied, largest, 1.0), 0.0)
 
     weight_sum = tl.zeros([BLOCK_M], tl.float32)
     for first_col in range(start, end, BLOCK_N):

@@ -117,14 +117,14 @@ def run(
         q_BHTD, k_BGSD = query.to(dtype), key.to(dtype)
         if normalize_qk:
             q_BHTD, k_BGSD = unit_vectors(q_BHTD), unit_vectors(k_BGSD)
-        count = _visible_keys(tiles, q_BHTD)
+        count = visible_keys_in_tiles(tiles, q_BHTD)
         q_BHTD = q_BHTD * score_factor(count, query.shape[-1], scale, length_scale, normalize_qk)
         rule = _Rule(phi, reweight_power, offset, offset_min_keys)
         return _Tiled.apply(q_BHTD, k_BGSD, value, count, tiles, rule).to(result_dtype)
 
 
 @torch.no_grad()
-def _visible_keys(tiles: Tiles, like: Tensor) -> Tensor:
+def visible_keys_in_tiles(tiles: Tiles, like: Tensor) -> Tensor:
     """N, (…, T, 1), counted tile by tile."""
     lead = () if tiles.attn_mask is None else tiles.attn_mask.shape[:-2]
     count = like.new_zeros(*lead, tiles.queries, 1)
