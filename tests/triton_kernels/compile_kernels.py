@@ -1,0 +1,63 @@
+"""Compile the Triton kernels to machine code of an H100 without having one: ``python compile_kernels.py``.
+
+The interpreter accepts much that the compiler does not (types of accumulators, shapes known at compile time); this is
+what stands in for a GPU on machines without. Prints one line per kernel.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+warnings.simplefilter("ignore")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from softgate._triton import backward, forward, linear, maps
+
+FLOAT32 = ("bias", "slope", "count", "offset", "stats", "sums", "dbias", "den", "grad", "shift")
+FLOATS = ("scale", "gamma", "zeta", "power", "eps")
+BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
+ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
+LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "UPCAST": False}
+
+
+def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, str]:
+    kinds = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            kinds[name] = "constexpr"
+        elif name.endswith("_ptr"):
+            stem = name.removesuffix("_ptr")
+            kinds[name] = "*" + ("u8" if stem == "mask" else "fp32" if stem in FLOAT32 else dtype)
+        elif name in FLOATS:
+            kinds[name] = "fp32"
+        else:
+            kinds[name] = "i64" if name[0] == "s" else "i32"
+    return kinds
+
+
+def build(kernel: Any, constants: dict[str, Any], dtype: str) -> None:
+    source = ASTSource(fn=kernel, signature=signature(kernel, constants, dtype), constexprs=constants)
+    options = {"num_warps": 4, "num_stages": 2}
+    built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    print(kernel.__name__, constants.get("MAP", ""), dtype, len(built.asm["cubin"]))
+
+
+def main() -> None:
+    for kind in (maps.SOFTMAX, maps.SIGMOID, maps.CLIPPED, maps.LSSAR):
+        constants = {**ATTENTION, "MAP": kind}
+        build(forward.forward, {**constants, "GATE": 1 if kind == maps.SOFTMAX else 0}, "bf16")
+    for kind in (maps.SIGMOID, maps.LSSAR):
+        constants = {**ATTENTION, "MAP": kind, "COUNT": maps.ROWS[kind]}
+        build(backward.queries, constants, "bf16")
+        build(backward.keys_and_values, constants, "bf16")
+    build(backward.row_sums, {**ATTENTION, "MAP": maps.CLIPPED, "COUNT": maps.ROWS[maps.CLIPPED]}, "fp32")
+    for kernel in (linear.forward_kernel, linear.queries_kernel, linear.keys_values_kernel):
+        build(kernel, LINEAR, "fp32")
+
+
+if __name__ == "__main__":
+    main()
