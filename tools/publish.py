@@ -49,13 +49,28 @@ def claims_table() -> str:
             measured = "<br>".join(str(Stat.from_json(item)) for item in claim["measured"]) or "–"
             figure = f"{claim['paper_figure']} ({claim['source']})"
             cells = (
-                f"[{slug}](docs/gallery/{slug}/index.html)",
+                f"[{slug}](gallery/{slug}/index.html)",
                 claim["statement"],
                 figure,
                 measured,
                 claim["verdict"],
             )
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "needs hardware")
+
+
+def verdicts_table() -> str:
+    """Per paper, how many of its claims came out."""
+    lines = ["| paper | " + " | ".join(VERDICTS) + " |", "|---|" + "---|" * len(VERDICTS)]
+    for path in sorted(RESULTS.glob("*-laptop.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        slug = record["paper"]["slug"]
+        found = [claim["verdict"] for claim in record["claims"]]
+        counts = " | ".join(str(found.count(verdict) or "–") for verdict in VERDICTS)
+        lines.append(f"| [{slug}](docs/gallery/{slug}/index.html) | {counts} |")
     return "\n".join(lines)
 
 
@@ -98,8 +113,59 @@ def speed_table() -> str:
     return "\n".join(lines) + f"\n\n{e.get('cpu', '')}, {isa}, torch {e['torch']}; candidates timed in turns."
 
 
-TABLES = {"claims": claims_table, "machine": machine_line, "speed": speed_table}
-PAGES = ("README.md",)
+def _ratio(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def attention_table(section: str) -> str:
+    """Attention functions beside SDPA, the eager form and the matrix products alone."""
+    record = json.loads((RESULTS / "benchmark-attention.json").read_text(encoding="utf-8"))[section]
+    lines = [
+        "| | T | causal | ms | time / SDPA | eager / ours | time / matrix products alone |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in record["figures"]:
+        causal = "yes" if r["causal"] else "no"
+        lines.append(
+            f"| {r['op']} | {r['T']} | {causal} | {r['ours_ms']:.1f} | {_ratio(r['ours/sdpa'])} | "
+            f"{_ratio(r['eager/ours'])} | {_ratio(r['ours/limit'])} |"
+        )
+    e, native = record["environment"], record["native"]
+    where = f"{e.get('cpu', '')}, {native.get('isa') or 'no native kernels'}, torch {e['torch']}, one thread"
+    return "\n".join(lines) + f"\n\n{where}; load per core {record['load_per_core']}; medians, candidates in turns."
+
+
+def linear_table() -> str:
+    """Methods that are linear in the length."""
+    record = json.loads((RESULTS / "benchmark-attention.json").read_text(encoding="utf-8"))["linear"]
+    lines = ["| | T | ms | time / SDPA | time / time at a quarter of T |", "|---|---|---|---|---|"]
+    for r in record["figures"]:
+        growth = _ratio(r["over a quarter of the length"])
+        lines.append(f"| {r['op']} | {r['T']} | {r['ms']:.1f} | {_ratio(r['over sdpa'])} | {growth} |")
+    return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """Peak memory of a forward and backward pass."""
+    record = json.loads((RESULTS / "benchmark-attention.json").read_text(encoding="utf-8"))["memory"]
+    lines = ["| | T | peak MiB | eager MiB | all scores MiB |", "|---|---|---|---|---|"]
+    for r in record["figures"]:
+        held = "–" if r["eager_MiB"] is None else f"{r['eager_MiB']:.0f}"
+        lines.append(f"| {r['op']} | {r['T']} | {r['peak_MiB']:.0f} | {held} | {r['all scores_MiB']:.0f} |")
+    return "\n".join(lines)
+
+
+TABLES = {
+    "claims": claims_table,
+    "verdicts": verdicts_table,
+    "machine": machine_line,
+    "speed": speed_table,
+    "attention_forward": lambda: attention_table("forward"),
+    "attention_training": lambda: attention_table("training"),
+    "attention_linear": linear_table,
+    "attention_memory": memory_table,
+}
+PAGES = ("README.md", "docs/claims.md", "docs/attention.md")
 
 
 def refreshed(text: str) -> str:
