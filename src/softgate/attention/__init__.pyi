@@ -12,6 +12,8 @@ from .qkvg import export_gated_state_dict as export_gated_state_dict
 from .qkvg import fuse_qkvg as fuse_qkvg
 from .qkvg import import_gated_state_dict as import_gated_state_dict
 from .qkvg import unfuse_qkvg as unfuse_qkvg
+from .relu_linear import ReLULinearAttention as ReLULinearAttention
+from .relu_linear import relu_linear_attention as relu_linear_attention
 from .rotary import RotaryEmbedding as RotaryEmbedding
 from .rotary import apply_rotary as apply_rotary
 from .sigmoid import sigmoid_attention as sigmoid_attention
