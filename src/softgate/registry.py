@@ -81,6 +81,9 @@ class Method:
         output_range: closed interval that holds every output.
         error_scale: what rounding errors are measured against: each entry (``"relative"``) or the largest one
             (``"tensor"``), for maps whose small entries are differences of larger numbers. None: by ``output_range``.
+        masks: which masks an attention function takes: ``"any"``, or ``"keys"`` for those that are the same for all
+            heads and queries, (…, 1, 1, S), as attention that never forms its weights can apply.
+        fixed: arguments of the family's signature that accept nothing but their default.
         masked_rows: what a row without any allowed entry gives.
         samples: ``samples(dtype, generator)`` yields ``(args, kwargs)``; replaces or, for family ``attention`` and
             ``loss``, extends the generated inputs with arguments that the family does not know.
@@ -102,6 +105,8 @@ class Method:
     smallest_width: int = 1
     output_range: tuple[float, float] = (float("-inf"), float("inf"))
     error_scale: Literal["relative", "tensor"] | None = None
+    masks: Literal["any", "keys"] = "any"
+    fixed: tuple[str, ...] = ()
     masked_rows: Literal["zeros", "nan", "not applicable"] = "not applicable"
     samples: Callable[..., Iterable[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None
     bad_inputs: Callable[[], Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]] | None = None

@@ -192,7 +192,7 @@ def _bad_loss_options(subject: Subject, x: Tensor, y: Tensor) -> Iterator[BadCal
         "ignore_index": [(describe(value), value) for value in (1.0, "1", None, True, [1], float("nan"))],
     }
     for name, values in options.items():
-        if subject.is_free(name):
+        if subject.accepts(name) and name not in subject.fixed:
             for what, value in values:
                 yield BadCall(f"{name}: {what}", (x, y), name, {name: value})
 
@@ -246,12 +246,29 @@ def _bad_attention_options(subject: Subject, good: tuple[Any, ...]) -> Iterator[
         "enable_gqa": [(describe(value), value) for value in ("yes", 2, 0.5, None)],
     }
     for name, values in options.items():
-        if subject.is_free(name):
+        if subject.accepts(name) and name not in subject.fixed:
             for what, value in values:
                 yield BadCall(f"{name}: {what}", good, name, {name: value})
+    yield from _beyond_limits(subject, good)
     if subject.is_free("enable_gqa"):
         odd = (good[0], torch.ones(2, 3, 5, 2), torch.ones(2, 3, 5, 2), *good[3:])
         yield BadCall("4 query heads on 3 key heads", odd, subject.positional[1], {"enable_gqa": True})
+
+
+def _beyond_limits(subject: Subject, good: tuple[Any, ...]) -> Iterator[BadCall]:
+    """Values that the family allows and the record does not: what an op cannot do it must refuse, not ignore."""
+    each_query = torch.ones(3, 5, dtype=torch.bool).tril(2)
+    each_head = torch.ones(2, 4, 1, 5, dtype=torch.bool)
+    values: dict[str, tuple[Any, ...]] = {
+        "attn_mask": (each_query, each_head, torch.zeros(3, 5), torch.zeros(1, 5)),
+        "dropout_p": (0.5,),
+        "is_causal": (True,),
+        "scale": (0.5, 1.0),
+        "enable_gqa": (True,),
+    }
+    for name in subject.limited:
+        for value in values[name]:
+            yield BadCall(f"{name} beyond its limits: {describe(value)}", good, name, {name: value})
 
 
 def bad_call_checks(subject: Subject) -> Iterator[Check]:

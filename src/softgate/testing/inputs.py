@@ -181,7 +181,8 @@ def _attention(
 ) -> Maker:
     def make(subject: Subject, dtype: torch.dtype, generator: Generator) -> Iterator[Call]:
         needed = [*options, "attn_mask"] if mask else list(options)
-        if not subject.accepts(*needed):
+        limited = [name for name in subject.limited if not (name == "attn_mask" and mask == "keys")]
+        if not subject.accepts(*needed) or any(name in limited for name in needed):
             return
         q = random(generator, batch, heads, queries, width, dtype=dtype)
         k = random(generator, batch, kv_heads or heads, keys, width, dtype=dtype)
@@ -206,6 +207,10 @@ def _mask(kind: str, shape: tuple[int, int, int, int], dtype: torch.dtype, gener
     allowed[..., 0] = True
     if kind == "bool":
         return allowed[0, 0]
+    if kind == "keys":
+        allowed = allowed[:, :1, :1]
+        allowed[0] = False  # a batch entry of padding
+        return allowed
     if kind == "masked_row":
         allowed[0, :, 1] = False
         return allowed
@@ -231,6 +236,7 @@ ATTENTION: dict[str, Maker] = {
     "bool_mask": _attention(5, 6, mask="bool"),
     "float_mask": _attention(5, 6, mask="float"),
     "masked_row": _attention(5, 6, mask="masked_row"),
+    "key_mask": _attention(5, 6, mask="keys"),
     "grouped_queries": _attention(heads=4, kv_heads=2, enable_gqa=True),
     "scale": _attention(scale=0.3),
 }

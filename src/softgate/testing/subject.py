@@ -90,8 +90,13 @@ class Subject:
         return all(name in self.parameters.parameters for name in names)
 
     def is_free(self, *names: str) -> bool:
-        """Whether the function has these parameters and the variant leaves them to the caller."""
-        return self.accepts(*names) and not any(name in self.fixed for name in names)
+        """Whether the function has these parameters, takes anything there and the variant leaves them to the caller."""
+        return self.accepts(*names) and not any(name in self.fixed or name in self.limited for name in names)
+
+    @property
+    def limited(self) -> tuple[str, ...]:
+        """Parameters of the family's signature of which the record says that they do not take everything."""
+        return (*self.record.fixed, *(("attn_mask",) if self.record.masks != "any" else ()))
 
     def generator(self, *key: object) -> torch.Generator:
         """A generator seeded by the op's name and ``key``: the same inputs in every process and on every day."""

@@ -19,6 +19,7 @@ from softgate.testing.laws.attention import decode_equals_prefill as decode_equa
 from softgate.testing.laws.attention import gqa_equals_repeat as gqa_equals_repeat
 from softgate.testing.laws.attention import key_permutation_invariant as key_permutation_invariant
 from softgate.testing.laws.attention import masked_keys_do_not_matter as masked_keys_do_not_matter
+from softgate.testing.laws.attention import masked_keys_equal_absent_keys as masked_keys_equal_absent_keys
 from softgate.testing.laws.attention import scale_argument as scale_argument
 from softgate.testing.laws.attention import value_linear as value_linear
 from softgate.testing.laws.losses import (

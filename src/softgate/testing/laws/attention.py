@@ -25,6 +25,7 @@ __all__ = [
     "gqa_equals_repeat",
     "key_permutation_invariant",
     "masked_keys_do_not_matter",
+    "masked_keys_equal_absent_keys",
     "scale_argument",
     "value_linear",
 ]
@@ -93,12 +94,12 @@ def bool_mask_equals_float_mask(op: Subject, draw: AttentionDraw) -> None:
     agree(op, draw, a, b, "a bool mask and its additive form differ")
 
 
-@law("attention", draws="attention", always=True, applies=_free("attn_mask"))
+@law("attention", draws="attention", always=True, applies=lambda op: op.accepts("attn_mask"))
 def masked_keys_do_not_matter(op: Subject, draw: AttentionDraw) -> None:
     """Keys and values that no query may attend to change nothing, and get no gradient."""
     keys = draw.key.shape[-2]
     allowed = torch.arange(keys) < max(keys // 2, 1)
-    mask = allowed.expand(draw.query.shape[-2], keys)
+    mask = allowed.expand(draw.query.shape[-2] if op.is_free("attn_mask") else 1, keys)
     k, v = draw.key.clone().requires_grad_(), draw.value.clone().requires_grad_()
     before = op(draw.query, k, v, *draw.extras, attn_mask=mask, **_non_causal(op))
     other_k = torch.where(allowed[:, None], draw.key, 7 - draw.key)
@@ -116,6 +117,17 @@ def masked_keys_do_not_matter(op: Subject, draw: AttentionDraw) -> None:
     for name, g in zip(("key", "value"), torch.autograd.grad(before.sum(), (k, v), allow_unused=True), strict=True):
         if g is not None and bool((g[..., ~allowed, :] != 0).any()):
             fail(f"a masked {name} has a gradient", gradient=g)
+
+
+@law("attention", draws="attention", always=True, applies=lambda op: op.accepts("attn_mask"))
+def masked_keys_equal_absent_keys(op: Subject, draw: AttentionDraw) -> None:
+    """Keys masked for every query might as well not be there."""
+    keys = draw.key.shape[-2]
+    allowed = torch.arange(keys) < (keys + 1) // 2
+    q, k, v = draw.query, draw.key, draw.value
+    a = op(q, k, v, *draw.extras, attn_mask=allowed[None], **_non_causal(op))
+    b = op(q, k[..., allowed, :], v[..., allowed, :], *draw.extras, **_non_causal(op))
+    agree(op, draw, a, b, "masked keys differ from absent ones")
 
 
 @law("attention", draws="attention", always=True)
