@@ -8,6 +8,15 @@ from .head_gate import HeadGatedAttention as HeadGatedAttention
 from .layer_scale import LayerScale as LayerScale
 from .multihead import BaseAttention as BaseAttention
 from .multihead import MultiHeadAttention as MultiHeadAttention
+from .norm_aware import LinearAttentionCache as LinearAttentionCache
+from .norm_aware import LinearAttentionState as LinearAttentionState
+from .norm_aware import line_rope as line_rope
+from .norm_aware import map_rope as map_rope
+from .norm_aware import norm_aware_features as norm_aware_features
+from .norm_aware import norm_aware_linear_attention as norm_aware_linear_attention
+from .norm_aware_module import CausalNormAwareAttention as CausalNormAwareAttention
+from .norm_aware_module import MapAttention as MapAttention
+from .norm_aware_module import NormAwareLinearAttention as NormAwareLinearAttention
 from .qkvg import export_gated_state_dict as export_gated_state_dict
 from .qkvg import fuse_qkvg as fuse_qkvg
 from .qkvg import import_gated_state_dict as import_gated_state_dict

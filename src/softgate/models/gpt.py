@@ -228,8 +228,8 @@ class GPT(nn.Module):
         return self.positions.weight[start:end]
 
     def new_cache(self, capacity: int = 64) -> list[KVCache]:
-        """An empty cache for each layer."""
-        return [KVCache(capacity) for _ in self.blocks]
+        """An empty cache for each layer: of the kind its attention makes (``new_cache``), else of keys and values."""
+        return [getattr(block.attention, "new_cache", KVCache)(capacity) for block in self.blocks]
 
     @torch.no_grad()
     def generate(

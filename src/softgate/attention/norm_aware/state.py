@@ -1,0 +1,89 @@
+"""What linear attention must remember of the tokens seen so far: sums of constant size."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from softgate._math import masks
+from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, bad_type
+
+
+class LinearAttentionState(NamedTuple):
+    """Sums over the tokens seen so far, per key/value head; their size does not grow with the length.
+
+    Attributes:
+        kv: (…, G, 2D, Dv) sum of φ(k) vᵀ, with rotated features where rotary positions are used.
+        key_sum: (…, G, 2D) sum of φ(k), never rotated.
+        tokens: (…) how many tokens are in the sums, as floats.
+    """
+
+    kv: Tensor
+    key_sum: Tensor
+    tokens: Tensor
+
+
+class LinearAttentionCache:
+    """The state of one attention layer while it decodes: what a KV cache is to softmax attention, of constant size.
+
+    Example:
+        >>> cache = LinearAttentionCache()
+        >>> cache.length, cache.state
+        (0, None)
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._state: LinearAttentionState | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens seen, padding included."""
+        return self._length
+
+    @property
+    def state(self) -> LinearAttentionState | None:
+        """Sums over the tokens seen, None before the first."""
+        return self._state
+
+    def advance(self, state: LinearAttentionState, tokens: int) -> None:
+        """Replace the state by one that holds ``tokens`` more tokens."""
+        if not isinstance(state, LinearAttentionState):
+            bad_type("state", state, "a LinearAttentionState")
+        if isinstance(tokens, bool) or not isinstance(tokens, int):
+            bad_type("tokens", tokens, "an int")
+        self._state, self._length = state, self._length + tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget everything (``length`` 0); a sum cannot forget its last terms."""
+        if length not in (0, self._length):
+            raise StateError(f"length must be 0 or {self._length}: sums over tokens cannot forget some of them")
+        if length == 0:
+            self.__init__()  # type: ignore[misc]
+
+
+def check_state(state: Any, query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Raise unless ``state`` is None or one that these keys and values can continue."""
+    if state is None:
+        return
+    if not isinstance(state, LinearAttentionState):
+        bad_type("initial_state", state, "a LinearAttentionState or None")
+    lead = key.shape[:-2]
+    features = 2 * key.shape[-1]
+    shapes = {"kv": (*lead, features, value.shape[-1]), "key_sum": (*lead, features), "tokens": tuple(lead[:-1])}
+    dtype = masks.accumulation_dtype(query.dtype)
+    for name, expected in shapes.items():
+        tensor = getattr(state, name)
+        if not isinstance(tensor, Tensor) or tensor.dtype not in (dtype, torch.float32):
+            raise ArgumentTypeError(f"initial_state.{name} must be a tensor of {dtype}, got {_kind(tensor)}")
+        if tuple(tensor.shape) != expected or tensor.device != query.device:
+            raise ArgumentValueError(
+                f"initial_state.{name} must have shape {expected} on {query.device}, got {tuple(tensor.shape)} on "
+                f"{tensor.device}"
+            )
+
+
+def _kind(value: Any) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
