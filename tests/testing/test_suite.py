@@ -109,6 +109,21 @@ def test_an_exemption_that_is_not_needed_or_not_known_is_a_failure() -> None:
         check_op(record, only="law[adds_up]")
 
 
+def test_what_a_record_does_not_take_is_not_asked_for_but_must_be_refused() -> None:
+    def of_keys(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        if attn_mask is not None and attn_mask.shape[-2] != 1:
+            raise ArgumentValueError("attn_mask must be the same for all queries")
+        return honest.attention_reference(query, key, value, attn_mask)
+
+    record = honest.with_function(honest.attention, of_keys, masks="keys")
+    names = {check.name for check in generate_checks(record)}
+    assert "reference[float32-key_mask]" in names and "law[masked_keys_equal_absent_keys]" in names
+    assert not names & {"law[causal_equals_mask]", "law[bool_mask_equals_float_mask]", "law[all_masked_rows_zero]"}
+    assert check_op(record, only=["reference[float64-bool_mask]", "law[masked_keys_equal_absent_keys]"], examples=20)
+    with pytest.raises(ConformanceError, match="beyond its limits"):  # masks that differ between heads, float masks
+        check_op(record, only="bad_input[attn_mask]")
+
+
 def test_attention_is_drawn_with_the_smallest_width_of_its_record() -> None:
     widths: dict[int, set[int]] = {}
     for smallest in (1, 3):

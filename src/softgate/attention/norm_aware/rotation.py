@@ -55,10 +55,13 @@ def _angles(positions: Tensor, frequencies: int, base: float) -> Tensor:
 
 def turn(features: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate ``features`` (…, S, 2D): both halves by the tables (S, D)."""
-    halves = features.unflatten(-1, (2, -1))
-    first, second = halves[..., 0::2], halves[..., 1::2]
-    partner = torch.stack((-second, first), dim=-1).flatten(-2)
-    return (halves * cos.unsqueeze(-2) + partner * sin.unsqueeze(-2)).flatten(-2)
+    return turn_pairs(features.unflatten(-1, (2, -1)), cos.unsqueeze(-2), sin.unsqueeze(-2)).flatten(-2)
+
+
+def turn_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbours (even, odd) in the last dimension of ``x``."""
+    partner = torch.stack((-x[..., 1::2], x[..., 0::2]), dim=-1).flatten(-2)
+    return x * cos + partner * sin
 
 
 def check_rope(rope: Any, query: Tensor, key: Tensor) -> None:
