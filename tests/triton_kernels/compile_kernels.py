@@ -17,8 +17,8 @@ from triton.compiler import ASTSource
 
 from softgate._triton import backward, forward, linear, maps
 
-FLOAT32 = ("bias", "slope", "count", "offset", "stats", "sums", "dbias", "den", "grad", "shift")
-FLOATS = ("scale", "gamma", "zeta", "power", "eps")
+FLOAT32 = ("bias", "slope", "count", "offset", "stats", "sums", "dbias", "den", "floor", "grad", "shift")
+FLOATS = ("scale", "gamma", "zeta", "power")
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
 ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
 LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "UPCAST": False}

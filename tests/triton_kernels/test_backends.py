@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from softgate.attention import clipped_softmax_attention, gated_attention, sigmoid_attention, softplus_attention
+from softgate.attention import (
+    clipped_softmax_attention,
+    gated_attention,
+    norm_aware_linear_attention,
+    sigmoid_attention,
+    softplus_attention,
+)
 from softgate.errors import StateError
 
 pytest.importorskip("triton")
@@ -38,12 +44,29 @@ CALLS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "lssar-raw": (softplus_attention, {"normalize_qk": False, "length_scale": "none", "scale": 0.5}),
 }
 
+LINEAR_CALLS: dict[str, dict[str, Any]] = {
+    "polarity": {},
+    "cosine": {"direction": "cosine", "power": 2.0},
+    "padded": {"key_padding_mask": torch.arange(11)[None] > 2},
+}
+
 
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_equals_the_reference(name: str, dtype: torch.dtype) -> None:
     function, options = CALLS[name]
-    tensors = qkv(dtype=dtype)
+    equals_the_reference(function, qkv(dtype=dtype), options)
+
+
+@pytest.mark.parametrize("name", LINEAR_CALLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_aware_equals_the_reference(name: str, dtype: torch.dtype) -> None:
+    options = {"is_causal": True, **LINEAR_CALLS[name]}
+    equals_the_reference(norm_aware_linear_attention, qkv(queries=11, dtype=dtype), options)
+
+
+def equals_the_reference(function: Callable[..., Tensor], tensors: Any, options: dict[str, Any]) -> None:
+    dtype = tensors[0].dtype
     wide = tuple(x.detach().double().requires_grad_() for x in tensors)
     options = dict(options, enable_gqa=True)
     out = function(*tensors, backend="triton", **options)
@@ -89,6 +112,7 @@ def test_a_bias_that_is_learned_gets_its_gradient() -> None:
         (softplus_attention, {"phi": "relu"}, "softplus"),
         (clipped_softmax_attention, {"gamma": -0.1, "attn_mask": torch.zeros(9, 11, requires_grad=True)}, "attn_mask"),
         (gated_attention, {"gate_activation": "silu"}, "sigmoid gate"),
+        (norm_aware_linear_attention, {"is_causal": True}, "as many queries as keys"),
     ],
 )
 def test_what_the_kernels_cannot_do_is_said(function, options, word) -> None:

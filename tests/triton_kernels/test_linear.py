@@ -21,8 +21,13 @@ def quadratic(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     repeats = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
     pairs = (query @ key.mT).tril()
-    counts = torch.arange(1, query.shape[2] + 1, device=query.device)[:, None]
-    return pairs @ value / (pairs.sum(-1, keepdim=True) + EPS * counts)
+    return pairs @ value / (pairs.sum(-1, keepdim=True) + floor(query)[..., None])
+
+
+def floor(query: Tensor) -> Tensor:
+    """What is added to the denominators: grows with the number of keys."""
+    counts = torch.arange(1, query.shape[2] + 1, device=query.device)
+    return EPS * counts.expand(query.shape[:3])
 
 
 @pytest.mark.parametrize(("dtype", "budget"), [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
@@ -34,7 +39,7 @@ def test_outputs_and_gradients(dtype, budget, length, groups) -> None:
     shapes = ((1, 2, length, 20), (1, groups, length, 20), (1, groups, length, 12))
     tensors = [torch.rand(s, generator=generator).to(dtype).to(device).requires_grad_() for s in shapes]
     wide = [x.detach().cpu().double().requires_grad_() for x in tensors]
-    out = causal_linear_attention(*tensors, EPS, quadratic)
+    out = causal_linear_attention(*tensors, floor(tensors[0]), quadratic)
     expected = quadratic(*wide)
     upstream = torch.randn(out.shape, generator=generator)
     got = torch.autograd.grad(out, tensors, upstream.to(device))
@@ -46,7 +51,7 @@ def test_outputs_and_gradients(dtype, budget, length, groups) -> None:
 def test_second_derivatives_go_through_the_reference() -> None:
     tensors = [torch.rand(1, 1, 5, 4, requires_grad=True) for _ in range(3)]
     (first,) = torch.autograd.grad(
-        causal_linear_attention(*tensors, EPS, quadratic).sum(), tensors[0], create_graph=True
+        causal_linear_attention(*tensors, floor(tensors[0]), quadratic).sum(), tensors[0], create_graph=True
     )
     (expected,) = torch.autograd.grad(quadratic(*tensors).sum(), tensors[0], create_graph=True)
     second, truth = (torch.autograd.grad(g.square().sum(), tensors[1])[0] for g in (first, expected))

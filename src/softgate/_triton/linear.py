@@ -2,7 +2,7 @@
 
 For features φ(q), φ(k) of width F, with S_t = Σ_{j≤t} φ(k_j) v_jᵀ and z_t = Σ_{j≤t} φ(k_j):
 
-    O_t = φ(q_t)ᵀ S_t / D_t,   D_t = φ(q_t)·z_t + ε (t + 1)
+    O_t = φ(q_t)ᵀ S_t / D_t,   D_t = φ(q_t)·z_t + floor_t
 
 Backward, with g = dO / D and c = (dO·O) / D, is linear attention again: forwards for the queries, from the end for keys
 and values,
@@ -29,11 +29,11 @@ from softgate._triton.tiles import load, product, store
 
 @triton.jit
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, out_ptr, den_ptr,
-    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV, eps,
+    q_ptr, k_ptr, v_ptr, floor_ptr, out_ptr, den_ptr,
+    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV,
     WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Outputs (contiguous (B, H, T, Dv)) and denominators (B, H, T) of one head."""
+    """Outputs (contiguous (B, H, T, Dv)) and denominators (B, H, T) of one head; ``floor`` is like the latter."""
     batch_head = tl.program_id(0).to(tl.int64)
     b, h = batch_head // H, batch_head % H
     group = h // (H // G)
@@ -49,7 +49,8 @@ def forward_kernel(
         pairs = tl.where(within[:, None] >= within[None, :], pairs, 0.0)
         numerator = product(pairs.to(v.dtype), v, UPCAST) + product(q, state.to(q.dtype), UPCAST)
         past = tl.sum(q.to(tl.float32) * sums[None, :], 1)
-        denominator = past + tl.sum(pairs, 1) + eps * (rows + 1).to(tl.float32)
+        floor = tl.load(floor_ptr + batch_head * T + rows, mask=rows < T, other=1.0)
+        denominator = past + tl.sum(pairs, 1) + floor
         tl.store(den_ptr + batch_head * T + rows, denominator, mask=rows < T)
         safe = tl.where(rows < T, denominator, 1.0)
         store(out_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV, numerator / safe[:, None])
@@ -116,7 +117,7 @@ def keys_values_kernel(
 
 
 def causal_linear_attention(
-    query_features: Tensor, key_features: Tensor, value: Tensor, eps: float, reference: Callable[..., Tensor]
+    query_features: Tensor, key_features: Tensor, value: Tensor, floor: Tensor, reference: Callable[..., Tensor]
 ) -> Tensor:
     """Normalised causal linear attention by the kernels; gradients for all three tensors.
 
@@ -124,27 +125,28 @@ def causal_linear_attention(
         query_features: φ(q), (B, H, T, F), none of the sizes 0.
         key_features: φ(k), (B, G, T, F).
         value: (B, G, T, Dv).
-        eps: added to the denominator once per key.
+        floor: (B, H, T), added to the denominators; gets no gradient.
         reference: the same outputs in plain torch, for derivatives of the gradient.
 
     Returns:
         (B, H, T, Dv) in float32.
     """
-    result: Tensor = _CausalLinear.apply(query_features, key_features, value, eps, reference)
+    result: Tensor = _CausalLinear.apply(query_features, key_features, value, floor, reference)
     return result
 
 
 class _CausalLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, eps: float, reference: Callable[..., Tensor]
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, floor: Tensor, reference: Callable[..., Tensor]
     ) -> Tensor:
         batch, heads, length = query.shape[:3]
         out = torch.empty((batch, heads, length, value.shape[3]), dtype=torch.float32, device=query.device)
         denominator = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
         forward_kernel[(batch * heads,)](
-            query, key, value, out, denominator, *query.stride(), *key.stride(), *value.stride(),
-            heads, key.shape[1], length, query.shape[3], value.shape[3], eps, **_constants(query, value),
+            query, key, value, floor.float().contiguous(), out, denominator,
+            *query.stride(), *key.stride(), *value.stride(),
+            heads, key.shape[1], length, query.shape[3], value.shape[3], **_constants(query, value),
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, out, denominator)
         ctx.reference = reference

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_number
 from softgate._math import masks
-from softgate.attention.norm_aware import chunked, linear
+from softgate.attention.norm_aware import chunked, linear, triton
 from softgate.attention.norm_aware.features import (
     Direction,
     check_feature_map,
@@ -35,7 +35,7 @@ __all__ = [
     "norm_aware_linear_attention",
 ]
 
-_BACKENDS = ("auto", "reference", "chunked")
+_BACKENDS = ("auto", "reference", "chunked", "triton")
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -99,7 +99,7 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="nalaformer",
     source="sections on norm-aware query features and sign-preserving directions; the authors' NALA.py",
     reference=norm_aware_reference,
-    kernels=(Kernel("chunked", chunked.run, chunked.refuses),),
+    kernels=(Kernel("triton", triton.run, triton.refuses), Kernel("chunked", chunked.run, chunked.refuses)),
     variants={"default": {}, "cosine": {"direction": "cosine"}},
     laws=("decode_equals_prefill", "value_linear"),
     masked_rows="zeros",
@@ -165,7 +165,7 @@ def norm_aware_linear_attention(
         chunk_size: queries and keys of a causal chunk that meet through their products; changes speed, not the result.
         initial_state: sums over earlier tokens, which all queries see; as returned by an earlier call.
         return_state: also return the sums over all keys, of constant size.
-        backend: ``"auto"``, ``"reference"`` (plain torch, all T x S weights) or ``"chunked"``.
+        backend: ``"auto"``, ``"reference"`` (plain torch, all T x S weights), ``"chunked"`` or ``"triton"``.
 
     Returns:
         (…, H, T, Dv) in the dtype of ``query`` (autocast's dtype inside autocast); everything is computed in float32
@@ -217,7 +217,8 @@ def norm_aware_linear_attention(
     if torch.compiler.is_compiling():  # traceable, and unlike the reference it needs no T x S memory
         return linear.norm_aware_linear_plain(*arguments, **options)
     if backend != "auto":
-        reason = chunked.refuses(*arguments, **options, backend=backend)
+        kernel = next(k for k in record_of(norm_aware_linear_attention).kernels if k.name == backend)
+        reason = kernel.refuses(*arguments, **options, backend=backend)
         if reason is not None:
             raise StateError(f"backend={backend!r} cannot run this call: {reason}")
     return call(record_of(norm_aware_linear_attention), *arguments, **options, backend=backend)

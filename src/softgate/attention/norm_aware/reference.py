@@ -64,7 +64,7 @@ def norm_aware_reference(
         constants = FeatureMap(direction, power, tau, alpha, 1.0 if norm_scale is None else norm_scale)
         keep_BS = key_keep(attn_mask, key_padding_mask, key)
         k_BGSD, shrunk_BG11 = prepare_keys(key.to(dtype), keep_BS, scaled=initial_state is None and not return_state)
-        mapped = _map(query.to(dtype), k_BGSD, value.to(dtype), constants, rope)
+        mapped = map_features(query.to(dtype), k_BGSD, value.to(dtype), constants, rope)
         mixed_BHTD, sums_BHT1 = (mix or all_weights)(mapped, is_causal, chunk_size)
         if initial_state is not None:
             past = (initial_state.kv.to(dtype), initial_state.key_sum.to(dtype).unsqueeze(-1))
@@ -82,7 +82,8 @@ def norm_aware_reference(
         return y_BHTD, state if initial_state is None else add_states(initial_state, state)
 
 
-def _map(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, constants: FeatureMap, rope: Rope | None) -> Mapped:
+def map_features(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, constants: FeatureMap, rope: Rope | None) -> Mapped:
+    """The features of queries and keys, plain and turned to their positions, beside the values."""
     phi_q_BHTF, phi_k_BGSF = query_features(q_BHTD, constants), key_features(k_BGSD, constants)
     if rope is None:
         return Mapped(phi_q_BHTF, phi_k_BGSF, phi_q_BHTF, phi_k_BGSF, v_BGSD)
