@@ -25,6 +25,14 @@ from .relu_linear import ReLULinearAttention as ReLULinearAttention
 from .relu_linear import relu_linear_attention as relu_linear_attention
 from .rotary import RotaryEmbedding as RotaryEmbedding
 from .rotary import apply_rotary as apply_rotary
+from .scans import ScanOutput as ScanOutput
+from .scans import diagonal_scan as diagonal_scan
+from .scans import qlstm_scan as qlstm_scan
+from .scans import rglru_scan as rglru_scan
+from .scans import selective_scan as selective_scan
+from .scans import ssd_scan as ssd_scan
+from .separable import linear_attention as linear_attention
+from .separable import normalized_attention as normalized_attention
 from .sigmoid import sigmoid_attention as sigmoid_attention
 from .sigmoid_module import SigmoidAttention as SigmoidAttention
 from .sigmoid_varlen import sigmoid_attention_varlen as sigmoid_attention_varlen
