@@ -46,7 +46,11 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
     home = sys.modules[package]
     names = public_names(Path(str(home.__file__)).parent)
 
+    modules = set(names.values())
+
     def __getattr__(name: str) -> Any:
+        if name in modules:
+            return importlib.import_module(f"{package}.{name}")
         if name not in names:
             known = ", ".join(sorted(names)) or "nothing yet"
             raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {known}")

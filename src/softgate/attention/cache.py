@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from softgate.errors import ArgumentValueError, StateError, bad_type, bad_value
 
-__all__ = ["KVCache"]
+__all__ = ["KVCache", "LayerCache", "StateCache"]
+
+
+class LayerCache(Protocol):
+    """What a layer keeps between calls: keys and values of the tokens so far, or a state of constant size."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens seen."""
 
 
 class KVCache:
@@ -95,3 +105,34 @@ class KVCache:
         if not 0 <= length <= self._length:
             raise StateError(f"length must be between 0 and the {self._length} tokens stored, got {length}")
         self._length = length
+
+
+class StateCache:
+    """The state of one recurrent layer between calls; its size does not depend on the number of tokens seen.
+
+    Example:
+        >>> import torch
+        >>> cache = StateCache()
+        >>> cache.store((torch.zeros(1, 2),), tokens=3)
+        >>> cache.length
+        3
+    """
+
+    def __init__(self) -> None:
+        self._length = 0
+        self._state: tuple[Tensor, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Number of tokens seen."""
+        return self._length
+
+    @property
+    def state(self) -> tuple[Tensor, ...] | None:
+        """What was stored last, None before the first token."""
+        return self._state
+
+    def store(self, state: tuple[Tensor, ...], tokens: int) -> None:
+        """Replace the state by that after ``tokens`` further tokens."""
+        self._state = state
+        self._length += tokens

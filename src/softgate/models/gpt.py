@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from softgate._checks import check_number
-from softgate.attention.cache import KVCache
+from softgate.attention.cache import KVCache, LayerCache
 from softgate.attention.gated_module import GatedAttention
 from softgate.attention.multihead import BaseAttention, MultiHeadAttention, QKNorm
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value, check_choice
@@ -162,7 +162,7 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         targets: None = None,
-        cache: Sequence[KVCache] | None = None,
+        cache: Sequence[LayerCache] | None = None,
         *,
         attn_mask: Tensor | None = None,
     ) -> Tensor: ...
@@ -171,7 +171,7 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor,
-        cache: Sequence[KVCache] | None = None,
+        cache: Sequence[LayerCache] | None = None,
         *,
         attn_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]: ...
@@ -179,7 +179,7 @@ class GPT(nn.Module):
         self,
         tokens: Tensor,
         targets: Tensor | None = None,
-        cache: Sequence[KVCache] | None = None,
+        cache: Sequence[LayerCache] | None = None,
         *,
         attn_mask: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -217,7 +217,7 @@ class GPT(nn.Module):
             return logits
         return logits, self._loss(logits.flatten(0, 1), targets.flatten())
 
-    def _position_embeddings(self, tokens: Tensor, cache: Sequence[KVCache] | None) -> Tensor:
+    def _position_embeddings(self, tokens: Tensor, cache: Sequence[LayerCache] | None) -> Tensor:
         assert self.positions is not None
         start = cache[0].length if cache else 0
         end = start + tokens.shape[1]
@@ -227,9 +227,10 @@ class GPT(nn.Module):
             )
         return self.positions.weight[start:end]
 
-    def new_cache(self, capacity: int = 64) -> list[KVCache]:
-        """An empty cache for each layer: of the kind its attention makes (``new_cache``), else of keys and values."""
-        return [getattr(block.attention, "new_cache", KVCache)(capacity) for block in self.blocks]
+    def new_cache(self, capacity: int = 64) -> list[LayerCache]:
+        """An empty cache for each layer, of the kind that its attention module makes (``new_cache``) if it does."""
+        modules: list[Any] = [block.attention for block in self.blocks]
+        return [m.new_cache(capacity) if hasattr(m, "new_cache") else KVCache(capacity) for m in modules]
 
     @torch.no_grad()
     def generate(
@@ -293,7 +294,7 @@ class _Block(nn.Module):
         self.ffn = _FeedForward(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None, attn_mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, cache: LayerCache | None, attn_mask: Tensor | None) -> Tensor:
         options: dict[str, Any] = {} if cache is None else {"cache": cache}
         x = x + self.dropout(self.attention(self.attention_norm(x), attn_mask=attn_mask, is_causal=True, **options))
         return x + self.dropout(self.ffn(self.ffn_norm(x)))
