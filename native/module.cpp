@@ -6,6 +6,7 @@
 #include <atomic>
 #include <string>
 
+#include "attention_module.hpp"
 #include "cpu.hpp"
 #include "driver.hpp"
 #include "eager.hpp"
@@ -71,7 +72,8 @@ Isa isa_from(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp and their gradients.";
+    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, and their gradients.";
+    bind_attention(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);

@@ -11,6 +11,7 @@ namespace {  // internal linkage: the linker must never merge this with code bui
 using Vec = __m256;
 constexpr Index kWidth = 8;
 constexpr Index kSmallVectors = 8;
+constexpr Index kGemmRows = 6;  // 12 sums, 2 factors and a broadcast fill the 16 registers
 constexpr Isa kIsa = Isa::avx2;
 
 alignas(64) constexpr std::int32_t kLanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
@@ -26,6 +27,9 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm256_fnmadd_ps(a, b, c); }
 // Returns b when either operand is NaN: max2(x, acc) skips NaN, max2(limit, x) keeps it.
 inline Vec max2(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+inline Vec min2(Vec a, Vec b) { return _mm256_min_ps(a, b); }
+inline Vec negative_abs(Vec a) { return _mm256_or_ps(a, set(-0.0f)); }
+inline Vec count_up() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
 inline Vec round_even(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // p * 2^d for d <= 0 (or NaN, as in -inf - -inf: then 0): results below 2^-126 become 0.
 inline Vec scale2(Vec p, Vec d) {
@@ -35,6 +39,10 @@ inline Vec scale2(Vec p, Vec d) {
 // Lanes where a == b take yes, the others no.
 inline Vec where_equal(Vec a, Vec b, Vec yes, Vec no) {
     return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_EQ_OQ));
+}
+// Lanes where a < b take yes; the others, with NaN, no.
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+    return _mm256_blendv_ps(no, yes, _mm256_cmp_ps(a, b, _CMP_LT_OQ));
 }
 inline bool any_nan(Vec a) { return _mm256_movemask_ps(_mm256_cmp_ps(a, a, _CMP_UNORD_Q)) != 0; }
 

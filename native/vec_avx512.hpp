@@ -11,6 +11,7 @@ namespace {  // internal linkage: the linker must never merge this with code bui
 using Vec = __m512;
 constexpr Index kWidth = 16;
 constexpr Index kSmallVectors = 8;
+constexpr Index kGemmRows = 12;  // 24 sums, 2 factors and a broadcast leave 5 of the 32 registers
 constexpr Isa kIsa = Isa::avx512;
 
 inline __mmask16 first(Index n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -24,12 +25,19 @@ inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec fnma(Vec a, Vec b, Vec c) { return _mm512_fnmadd_ps(a, b, c); }
 // Returns b when either operand is NaN: max2(x, acc) skips NaN, max2(limit, x) keeps it.
 inline Vec max2(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+inline Vec min2(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec negative_abs(Vec a) { return _mm512_or_ps(a, set(-0.0f)); }
+inline Vec count_up() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
 inline Vec round_even(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // p * 2^d with gradual underflow, for any d including -inf.
 inline Vec scale2(Vec p, Vec d) { return _mm512_scalef_ps(p, d); }
 // Lanes where a == b take yes, the others no.
 inline Vec where_equal(Vec a, Vec b, Vec yes, Vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ), no, yes);
+}
+// Lanes where a < b take yes; the others, with NaN, no.
+inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
 inline bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 

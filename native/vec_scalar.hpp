@@ -12,6 +12,7 @@ namespace {
 
 constexpr Index kWidth = 8;
 constexpr Index kSmallVectors = 4;
+constexpr Index kGemmRows = 2;
 constexpr Isa kIsa = Isa::scalar;
 
 struct Vec {
@@ -56,6 +57,15 @@ inline Vec fnma(const Vec& a, const Vec& b, const Vec& c) {
 inline Vec max2(const Vec& a, const Vec& b) {
     return each([&](Index i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
+inline Vec min2(const Vec& a, const Vec& b) {
+    return each([&](Index i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline Vec negative_abs(const Vec& a) {
+    return each([&](Index i) { return -std::fabs(a.lane[i]); });
+}
+inline Vec count_up() {
+    return each([](Index i) { return double(i); });
+}
 // Ties to even by the magic addend; |a| stays far below 2^51 or is not finite.
 inline Vec round_even(const Vec& a) {
     constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
@@ -70,6 +80,10 @@ inline Vec scale2(const Vec& p, const Vec& d) {
 }
 inline Vec where_equal(const Vec& a, const Vec& b, const Vec& yes, const Vec& no) {
     return each([&](Index i) { return a.lane[i] == b.lane[i] ? yes.lane[i] : no.lane[i]; });
+}
+// Lanes where a < b take yes; the others, with NaN, no.
+inline Vec where_less(const Vec& a, const Vec& b, const Vec& yes, const Vec& no) {
+    return each([&](Index i) { return a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i]; });
 }
 inline bool any_nan(const Vec& a) {
     bool found = false;
