@@ -34,15 +34,27 @@ int useful_threads(const Attention& a, Index units) {
     return int(std::max(1.0, std::min({double(a.threads), double(units), work / kWorthAThread})));
 }
 
+// Memory that starts at a cache line: packed panels read across two lines at a time cost half the speed.
+class Buffer {
+  public:
+    explicit Buffer(Index floats) : memory_(new float[std::size_t(floats) + kLine]) {}
+    float* data() const {
+        const std::uintptr_t address = reinterpret_cast<std::uintptr_t>(memory_.get());
+        return memory_.get() + (kLine - address / sizeof(float) % kLine) % kLine;
+    }
+
+  private:
+    static constexpr std::size_t kLine = 16;
+    std::unique_ptr<float[]> memory_;
+};
+
 // task(unit, scratch) for every unit, in any order, on any thread.
 template <class Task>
 void share(int threads, Index units, Index scratch_floats, Task task) {
     std::atomic<Index> next{0};
     const auto work = [&](int) {
-        const std::unique_ptr<float[]> scratch(new float[std::size_t(scratch_floats) + 16]);
-        float* aligned = scratch.get();
-        while (reinterpret_cast<std::uintptr_t>(aligned) % 64 != 0) ++aligned;
-        for (Index unit; (unit = next.fetch_add(1)) < units;) task(unit, aligned);
+        const Buffer scratch(scratch_floats);
+        for (Index unit; (unit = next.fetch_add(1)) < units;) task(unit, scratch.data());
     };
     if (threads <= 1) return work(0);
     parallel(threads, work);
@@ -66,18 +78,18 @@ Index forward_rows(const Attention& a) {
 void attend(const Attention& a) {
     const AttentionKernels& k = kernels();
     const Index key_floats = up(a.keys, k.panel) * a.dim, value_floats = up(a.value_dim, k.panel) * a.keys;
-    const Index heads = a.batch * a.groups, stride = up(key_floats + value_floats, 16);
-    const std::unique_ptr<float[]> packed(new float[std::size_t(heads * stride)]);
+    const Index heads = a.batch * a.groups, stride = key_floats + value_floats;  // whole lines, as panels are
+    const Buffer packed(heads * stride);
     const Index rows = forward_rows(a), blocks = (a.queries + rows - 1) / rows, units = a.batch * a.heads * blocks;
     const int threads = useful_threads(a, units);
     share(threads, heads, 0, [&](Index head, float*) {
-        float* to = packed.get() + head * stride;
+        float* to = packed.data() + head * stride;
         k.pack(a, head / a.groups, head % a.groups, to, to + key_floats);
     });
     share(threads, units, k.forward_scratch(a), [&](Index unit, float* scratch) {
         const Index head = unit / blocks, block = blocks - 1 - unit % blocks;  // causal: the longest first
         const Index b = head / a.heads, h = head % a.heads;
-        const float* from = packed.get() + (b * a.groups + a.group_of(h)) * stride;
+        const float* from = packed.data() + (b * a.groups + a.group_of(h)) * stride;
         k.forward(a, b, h, block * rows, from, from + key_floats, scratch);
     });
 }

@@ -96,7 +96,7 @@ struct BackwardScratch {
         Index used = 0;
         for (int k = 0; k < 12; ++k) {
             *parts[k] = memory == nullptr ? nullptr : memory + used;
-            used += round_up(sizes[k], 16);
+            used += round_up(sizes[k], kLine);
         }
         return used;
     }

@@ -8,12 +8,14 @@ namespace {
 constexpr Index kTileStride = kTileKeys + 16;
 static_assert(kTileKeys % kPanel == 0 && kBackKeys % kPanel == 0, "tiles hold whole panels");
 
+constexpr Index kLine = 16;  // floats in a line of the cache
+
 struct ForwardScratch {
     float *queries, *sums, *second_sums, *second, *tiles;
 
     static Index size(const Attention& a) {
         const Index columns = round_up(a.value_dim, kPanel);
-        return kQueryRows * (a.dim + 2 * columns + kTileStride) + tile_floats(a);
+        return round_up(kQueryRows * a.dim, kLine) + kQueryRows * (2 * columns + kTileStride) + tile_floats(a);
     }
     // Maps that look at each row twice keep all its tiles at once where the cache holds them.
     static Index tile_floats(const Attention& a) {
@@ -26,7 +28,7 @@ struct ForwardScratch {
     ForwardScratch(const Attention& a, float* memory) {
         const Index columns = round_up(a.value_dim, kPanel);
         queries = memory;
-        sums = queries + kQueryRows * a.dim;
+        sums = queries + round_up(kQueryRows * a.dim, kLine);
         second_sums = sums + kQueryRows * columns;
         second = second_sums + kQueryRows * columns;
         tiles = second + kQueryRows * kTileStride;

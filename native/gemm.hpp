@@ -10,33 +10,45 @@ constexpr Index kPanel = 2 * kWidth;
 
 inline Index round_up(Index n, Index step) { return (n + step - 1) / step * step; }
 
+// GCC leaves short loops over registers rolled up, with the registers in memory.
+#if defined(__GNUC__) && !defined(__clang__)
+#define SOFTGATE_UNROLL _Pragma("GCC unroll 16")
+#else
+#define SOFTGATE_UNROLL
+#endif
+
 // A transposed: entry (i, k) is a[k * lda + i] instead of a[i * lda + k].
-template <int Rows, bool Transposed>
-inline void strip(Index inner, const float* a, Index lda, const float* b, float* c, Index ldc, bool add_to) {
+template <int Rows, bool Transposed, bool Add>
+inline void strip(Index inner, const float* a, Index lda, const float* b, float* c, Index ldc) {
     Vec left[Rows], right[Rows];
+    SOFTGATE_UNROLL
     for (int i = 0; i < Rows; ++i) left[i] = right[i] = set(0.0f);
     for (Index k = 0; k < inner; ++k, b += kPanel) {
-        const Vec b0 = load(b), b1 = load(b + kWidth);
+        Vec b0 = load(b), b1 = load(b + kWidth);
+        hold(b0);
+        hold(b1);
+        SOFTGATE_UNROLL
         for (int i = 0; i < Rows; ++i) {
             const Vec x = set(Transposed ? a[k * lda + i] : a[i * lda + k]);
             left[i] = fma(x, b0, left[i]);
             right[i] = fma(x, b1, right[i]);
         }
     }
-    for (int i = 0; i < Rows; ++i, c += ldc) {
-        store(c, add_to ? add(load(c), left[i]) : left[i]);
-        store(c + kWidth, add_to ? add(load(c + kWidth), right[i]) : right[i]);
+    SOFTGATE_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+        float* to = c + i * ldc;
+        store(to, Add ? add(load(to), left[i]) : left[i]);
+        store(to + kWidth, Add ? add(load(to + kWidth), right[i]) : right[i]);
     }
 }
 
 // Between 1 and kGemmRows rows.
-template <bool Transposed, int Rows = int(kGemmRows)>
-inline void strip_of(Index rows, Index inner, const float* a, Index lda, const float* b, float* c, Index ldc,
-                     bool add_to) {
+template <bool Transposed, bool Add, int Rows = int(kGemmRows)>
+inline void strip_of(Index rows, Index inner, const float* a, Index lda, const float* b, float* c, Index ldc) {
     if constexpr (Rows > 1) {
-        if (rows < Rows) return strip_of<Transposed, Rows - 1>(rows, inner, a, lda, b, c, ldc, add_to);
+        if (rows < Rows) return strip_of<Transposed, Add, Rows - 1>(rows, inner, a, lda, b, c, ldc);
     }
-    strip<Rows, Transposed>(inner, a, lda, b, c, ldc, add_to);
+    strip<Rows, Transposed, Add>(inner, a, lda, b, c, ldc);
 }
 
 // x (n, d) -> ceil(n / kPanel) panels of x transposed, each (d, kPanel); missing columns are 0.

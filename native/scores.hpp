@@ -119,7 +119,7 @@ inline void multiply_keys(const Tile& tile, const float* x, Index d, const float
         for (Index r = 0; r < tile.rows; r += kGemmRows) {
             const Index count = strip_rows(tile.rows - r);
             if (tile.high(r, count) <= k || tile.low(r) >= k + kPanel) continue;
-            strip_of<false>(count, d, x + r * d, d, y, tile.row(r) + k, tile.ld, false);
+            strip_of<false, false>(count, d, x + r * d, d, y, tile.row(r) + k, tile.ld);
         }
     }
 }
@@ -130,8 +130,8 @@ inline void add_product(const Tile& tile, const float* y, Index columns, float* 
         for (Index r = 0; r < tile.rows; r += kGemmRows) {
             const Index count = strip_rows(tile.rows - r), low = tile.low(r), high = tile.high(r, count);
             if (low >= high) continue;
-            strip_of<false>(count, high - low, tile.row(r) + low, tile.ld, y + low * kPanel, sums + r * columns + c,
-                            columns, true);
+            strip_of<false, true>(count, high - low, tile.row(r) + low, tile.ld, y + low * kPanel,
+                                  sums + r * columns + c, columns);
         }
     }
 }
@@ -143,8 +143,8 @@ inline void add_transposed_product(const Tile& tile, const float* x, Index colum
             const Index count = strip_rows(tile.n - k), from = tile.full ? 0 : tile.from_row(k);
             const Index to = tile.full ? tile.rows : tile.to_row(k + count);
             if (from >= to) continue;
-            strip_of<true>(count, to - from, tile.row(from) + k, tile.ld, x + from * kPanel, sums + k * columns + c,
-                           columns, true);
+            strip_of<true, true>(count, to - from, tile.row(from) + k, tile.ld, x + from * kPanel,
+                                 sums + k * columns + c, columns);
         }
     }
 }

@@ -18,6 +18,15 @@ alignas(64) constexpr std::int32_t kLanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1,
 
 inline __m256i first(Index n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes + 8 - n)); }
 
+// Makes the compiler hold a in a register: it would rather load it again for every product.
+inline void hold(Vec& a) {
+#if defined(__GNUC__)
+    __asm__("" : "+x"(a));
+#else
+    (void)a;
+#endif
+}
+
 inline Vec set(float a) { return _mm256_set1_ps(a); }
 inline Vec add(Vec a, Vec b) { return _mm256_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }

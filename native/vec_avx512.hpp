@@ -16,6 +16,15 @@ constexpr Isa kIsa = Isa::avx512;
 
 inline __mmask16 first(Index n) { return static_cast<__mmask16>((1u << n) - 1u); }
 
+// Makes the compiler hold a in a register: it would rather load it again for every product.
+inline void hold(Vec& a) {
+#if defined(__GNUC__)
+    __asm__("" : "+v"(a));
+#else
+    (void)a;
+#endif
+}
+
 inline Vec set(float a) { return _mm512_set1_ps(a); }
 inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
 inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }

@@ -42,6 +42,8 @@ inline std::uint32_t float_bits(float value) {
     return bits;
 }
 
+inline void hold(Vec&) {}
+
 inline Vec set(float a) { return each([&](Index) { return double(a); }); }
 inline Vec add(const Vec& a, const Vec& b) { return each([&](Index i) { return a.lane[i] + b.lane[i]; }); }
 inline Vec sub(const Vec& a, const Vec& b) { return each([&](Index i) { return a.lane[i] - b.lane[i]; }); }
