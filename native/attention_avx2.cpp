@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "attention.hpp"
 #include "vec_avx2.hpp"

@@ -66,7 +66,7 @@ void bind_attention(nb::module_& m) {
         .def("slopes", set_pointer(&Attention::slopes))
         .def("row_scale", set_pointer(&Attention::row_scale))
         .def("head_bias", set_pointer(&Attention::head_bias))
-        .def("count", set_pointer(&Attention::count))
+        .def("counts", set_pointer(&Attention::count))
         .def("offset", set_pointer(&Attention::offset))
         .def("output", set_pointer(&Attention::output))
         .def("second", set_pointer(&Attention::second))

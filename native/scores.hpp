@@ -113,6 +113,20 @@ inline void add_biases(const Block& block, const Tile& tile) {
     }
 }
 
+// Whether row r may see any key at all: tells a row without keys from one whose scores are all -inf.
+inline bool sees_a_key(const Block& block, Index r) {
+    const Attention& a = block.a;
+    if (a.mask.kind == MaskKind::none) return block.first[r] < block.last[r];
+    const Index offset = block.b * a.mask.b + block.h * a.mask.h + (block.i + r) * a.mask.t;
+    for (Index k = block.first[r]; k < block.last[r]; ++k) {
+        const Index at = offset + k * a.mask.s;
+        if (a.mask.kind == MaskKind::boolean ? static_cast<const unsigned char*>(a.mask.data)[at] != 0
+                                             : static_cast<const float*>(a.mask.data)[at] != kMinusInfinity)
+            return true;
+    }
+    return false;
+}
+
 // tile = x yᵀ, x (rows, d) contiguous and y in transposed panels, only where a row sees a key.
 inline void multiply_keys(const Tile& tile, const float* x, Index d, const float* y) {
     for (Index k = 0; k < tile.n; k += kPanel, y += d * kPanel) {

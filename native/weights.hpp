@@ -34,7 +34,11 @@ struct OnlineSum {
         sum[r] = sum[r] * factor + reduce_add(total);
         return factor;
     }
-    float log_sum(Index r) const { return sum[r] == 0.0f ? 0.0f : max[r] + float(std::log(double(sum[r]))); }
+    // Without any key 0; with nothing but scores of -inf NaN, as in 0 / 0.
+    float log_sum(const Block& block, Index r) const {
+        if (sum[r] != 0.0f) return max[r] + float(std::log(double(sum[r])));
+        return sees_a_key(block, r) ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    }
 };
 
 struct Softmax {
@@ -52,8 +56,10 @@ struct Softmax {
         }
     }
     float finish(Index r) const {
-        if (block.a.row[0] != nullptr) block.a.row[0][block.row_index() + r] = online.log_sum(r);
-        return online.sum[r] == 0.0f ? 0.0f : 1.0f / online.sum[r];
+        const bool empty = online.sum[r] == 0.0f, kept = block.a.row[0] != nullptr;
+        const float log_sum = empty || kept ? online.log_sum(block, r) : 0.0f;
+        if (kept) block.a.row[0][block.row_index() + r] = log_sum;
+        return empty ? log_sum : 1.0f / online.sum[r];
     }
 };
 
@@ -87,7 +93,7 @@ struct Clipped {
             if (tile.length(r) > 0) online.add_row(r, tile.row(r) + tile.begin[r], tile.length(r), false);
     }
     void scanned() {
-        for (Index r = 0; r < block.rows; ++r) log_sum[r] = online.log_sum(r);
+        for (Index r = 0; r < block.rows; ++r) log_sum[r] = online.log_sum(block, r);
     }
     void weigh(const Tile& tile, float* second, float*, Index) {
         const Vec gamma = set(block.a.gamma), width = set(block.a.zeta - block.a.gamma);

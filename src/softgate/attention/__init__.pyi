@@ -18,6 +18,14 @@ from .mixers import SelectiveSSM as SelectiveSSM
 from .mixers import SoftmaxMixer as SoftmaxMixer
 from .multihead import BaseAttention as BaseAttention
 from .multihead import MultiHeadAttention as MultiHeadAttention
+from .native_flash import Inputs as Inputs
+from .native_flash import Plan as Plan
+from .native_flash import Reference as Reference
+from .native_flash import attend as attend
+from .native_flash import count_keys as count_keys
+from .native_flash import flat as flat
+from .native_flash import flat_mask as flat_mask
+from .native_flash import refusal as refusal
 from .norm_aware import LinearAttentionCache as LinearAttentionCache
 from .norm_aware import LinearAttentionState as LinearAttentionState
 from .norm_aware import line_rope as line_rope

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_same_device
 from softgate._math import masks
-from softgate.attention.gated import flash_cpu, triton
+from softgate.attention.gated import flash_cpu, native, triton
 from softgate.attention.gated.reference import (
     GateActivation,
     activation_function,
@@ -23,7 +23,7 @@ from softgate.registry import Kernel, method, record_of
 
 __all__ = ["gated_attention"]
 
-_BACKENDS = ("auto", "reference", "flash_cpu", "sdpa", "triton")
+_BACKENDS = ("auto", "reference", "native", "flash_cpu", "triton", "sdpa")
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -63,6 +63,7 @@ def _sdpa_refuses(query: Tensor, *rest: Any, backend: str = "auto", **options: A
     source="section 2.2 and eq. 5 (position G1), gate variants of tables 1, 3 and 4",
     reference=gated_attention_reference,
     kernels=(
+        Kernel("native", native.run, native.refuses),
         Kernel("flash_cpu", flash_cpu.run, flash_cpu.refuses),
         Kernel("triton", triton.run, triton.refuses),
         Kernel("sdpa", gated_attention_sdpa, _sdpa_refuses),
@@ -114,7 +115,8 @@ def gated_attention(
             callable on the float32 logits.
         gate_is_logit: False if ``gate`` is already the factor; ``gate_activation`` is then not applied.
         window: each query sees its last ``window`` keys only (itself included); without ``is_causal`` to both sides.
-        backend: ``"auto"``, ``"reference"`` (plain torch), ``"flash_cpu"``, ``"triton"`` or ``"sdpa"``.
+        backend: ``"auto"``, ``"reference"`` (plain torch), ``"native"``, ``"flash_cpu"``, ``"triton"``
+            or ``"sdpa"``.
 
     Returns:
         (…, H, T, Dv) in the dtype of ``query`` (autocast's dtype inside autocast). 16-bit inputs are gated in float32.

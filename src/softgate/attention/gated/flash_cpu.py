@@ -22,7 +22,7 @@ from softgate._math import masks
 from softgate.attention.gated.reference import GateActivation, gate_scores, gated_attention_reference
 
 #: Gates whose gradient can be had from Y' alone; for others the product is left to autograd.
-_LEAN = ("sigmoid", "ns_sigmoid")
+LEAN = ("sigmoid", "ns_sigmoid")
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -87,7 +87,7 @@ def run(
             mask = masks.additive_mask(masks.resolve_mask(attn_mask, query, key, is_causal, window), query.dtype)
             mask = mask if mask is None or mask.ndim in (2, 4) else mask[None]
         factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else float(scale)
-        fused = gate is not None and gate_is_logit and gate_activation in _LEAN
+        fused = gate is not None and gate_is_logit and gate_activation in LEAN
         y_BHTD, lse_BHT = _FlashGated.apply(
             query, key, value, gate if fused else None, mask, top_left, factor, gate_activation if fused else None
         )
@@ -151,7 +151,7 @@ class _FlashGated(torch.autograd.Function):
             return (*_differentiable_backward(ctx, query, key, value, gate, mask, grads[0]), *4 * (None,))
         dy_BHTD, y_BHTD, dgate = grads[0], gated_BHTD, None
         if gate is not None:
-            dy_BHTD, y_BHTD, dgate = _through_gate(grads[0], gated_BHTD, gate, ctx.activation)
+            dy_BHTD, y_BHTD, dgate = through_gate(grads[0], gated_BHTD, gate, ctx.activation)
         dq_BHTD, dk_BGSD, dv_BGSD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             _unit_stride(dy_BHTD),
             *(_unit_stride(x) for x in (query, key, value, y_BHTD)),
@@ -164,7 +164,7 @@ class _FlashGated(torch.autograd.Function):
         return dq_BHTD, dk_BGSD, dv_BGSD, dgate, None, None, None, None
 
 
-def _through_gate(dgated: Tensor, gated: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
+def through_gate(dgated: Tensor, gated: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor, Tensor]:
     """From dY', Y' and the logits: dY, Y and the gradient of the logits, in the dtypes of Y, Y and the logits."""
     sigma = gate_scores(gate, "sigmoid", True)
     g = sigma if activation == "sigmoid" else 0.5 + 0.5 * sigma
