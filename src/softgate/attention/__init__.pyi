@@ -54,6 +54,10 @@ from .separable import normalized_attention as normalized_attention
 from .sigmoid import sigmoid_attention as sigmoid_attention
 from .sigmoid_module import SigmoidAttention as SigmoidAttention
 from .sigmoid_varlen import sigmoid_attention_varlen as sigmoid_attention_varlen
+from .soft import gaussian_kernel as gaussian_kernel
+from .soft import newton_residual as newton_residual
+from .soft import newton_schulz_pinv as newton_schulz_pinv
+from .soft import softmax_free_attention as softmax_free_attention
 from .softplus import lssa_weights as lssa_weights
 from .softplus import softplus_attention as softplus_attention
 from .softplus_module import SoftplusAttention as SoftplusAttention
