@@ -58,6 +58,7 @@ from .soft import gaussian_kernel as gaussian_kernel
 from .soft import newton_residual as newton_residual
 from .soft import newton_schulz_pinv as newton_schulz_pinv
 from .soft import softmax_free_attention as softmax_free_attention
+from .soft_module import SoftmaxFreeAttention as SoftmaxFreeAttention
 from .softplus import lssa_weights as lssa_weights
 from .softplus import softplus_attention as softplus_attention
 from .softplus_module import SoftplusAttention as SoftplusAttention
