@@ -4,5 +4,13 @@ from .mlp import MLP as MLP
 from .nalaformer import NALAFORMER_CONFIGS as NALAFORMER_CONFIGS
 from .nalaformer import NaLaFormer as NaLaFormer
 from .nalaformer import NaLaFormerConfig as NaLaFormerConfig
+from .soft_vit import SOFTViT as SOFTViT
+from .soft_vit import SOFTViTConfig as SOFTViTConfig
+from .soft_vit import soft_cifar as soft_cifar
+from .soft_vit import soft_huge as soft_huge
+from .soft_vit import soft_large as soft_large
+from .soft_vit import soft_medium as soft_medium
+from .soft_vit import soft_small as soft_small
+from .soft_vit import soft_tiny as soft_tiny
 from .vit import ViT as ViT
 from .vit import ViTConfig as ViTConfig
