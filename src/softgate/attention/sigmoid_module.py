@@ -65,7 +65,7 @@ class SigmoidAttention(BaseAttention):
         >>> layer(torch.randn(2, 5, 32)).shape
         torch.Size([2, 5, 32])
 
-    Paper: arXiv 2409.04431, sections 2, 3.1 and 5.
+    Paper: arXiv 2409.04431, sections 2 and 5.
     """
 
     slopes: Tensor | None

@@ -48,7 +48,7 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[t
     site="attention",
     family="attention",
     paper="sigmoid-attention",
-    source="section 2 (sigma(q k^T / sqrt d + b) v), section 3.1 (b = -ln n), appendix on the kernel (windows, ALiBi)",
+    source="section 2 (sigma(q k^T / sqrt d + b) v, b = -ln n), section 4 (kernel: windows, ALiBi, soft cap)",
     reference=sigmoid_attention_reference,
     kernels=(Kernel("triton", triton.run, triton.refuses), Kernel("tiled", tiled.run, tiled.refuses)),
     variants={
@@ -123,7 +123,7 @@ def sigmoid_attention(
         >>> sigmoid_attention(q, k, v, bias=0.0)  # three keys of weight one half
         tensor([[[[1.5000, 1.5000, 1.5000, 1.5000]]]])
 
-    Paper: Theory, Analysis, and Best Practices for Sigmoid Self-Attention, arXiv 2409.04431, sections 2 and 3.
+    Paper: Theory, Analysis, and Best Practices for Sigmoid Self-Attention, arXiv 2409.04431, sections 2, 4 and 5.
     """
     masks.check_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     check_options(query, bias, seq_len, alibi_slopes, window, softcap, is_causal)
