@@ -1,8 +1,9 @@
 """Clipped softmax attention in tiles: memory grows with T, in plain torch on every device and dtype.
 
-Clipping needs the normalised weights P, so the forward pass walks the keys twice: once for the log-sum-exp L of each
-row, once for O = P̃ V with P = exp(S - L) and P̃ = clip((ζ - γ) P + γ, 0, 1). With M = 1 where nothing is clipped and
-R = (M ⊙ P) V, kept from the forward pass,
+Clipping needs the normalised weights P, so the forward pass walks the keys twice: once for the largest score m and the
+sum l of exp(S - m) of each row, once for O = P̃ V with P = exp(S - m) / l and P̃ = clip((ζ - γ) P + γ, 0, 1). (The
+log-sum-exp alone would do, but exp(S - log-sum-exp) has the rounding error of a logarithm.) With M = 1 where nothing is
+clipped and R = (M ⊙ P) V, kept from the forward pass,
 
     dP̃ = dO Vᵀ,   Δ = (ζ - γ) rowsum(dO ⊙ R),   dS = P ⊙ ((ζ - γ) M ⊙ dP̃ - Δ)
 
@@ -13,6 +14,7 @@ R = (M ⊙ P) V, kept from the forward pass,
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,36 +100,40 @@ class _Tiled(torch.autograd.Function):
         dtype = masks.accumulation_dtype(query.dtype)
         y_BHTD = query.new_empty(*query.shape[:-1], value.shape[-1])
         r_BHTD = y_BHTD.new_empty(y_BHTD.shape, dtype=dtype) if any(ctx.needs_input_grad[:3]) else None
-        lse_BHT = query.new_empty(query.shape[:-1], dtype=dtype)
+        top_BHT1, total_BHT1 = (query.new_empty(*query.shape[:-1], 1, dtype=dtype) for _ in range(2))
         for rows in tiles.rows():
             q_BHtD = query[..., rows, :].to(dtype) * scale
-            lse_BHT[..., rows] = _log_sum_exp(tiles, rows, q_BHtD, key)
-            sums = _weighted_values(tiles, rows, q_BHtD, key, value, lse_BHT[..., rows], gamma, zeta, r_BHTD is None)
+            scores = _Scores(tiles, rows, q_BHtD, key)
+            top_BHT1[..., rows, :], total_BHT1[..., rows, :] = scores.top_and_total()
+            weights = _Softmax(scores, top_BHT1[..., rows, :], total_BHT1[..., rows, :])
+            sums = _weighted_values(weights, value, gamma, zeta, r_BHTD is None)
             y_BHTD[..., rows, :] = sums[0]
             if r_BHTD is not None:
                 r_BHTD[..., rows, :] = sums[1]
-        ctx.save_for_backward(query, key, value, attn_mask, lse_BHT, r_BHTD)
+        ctx.save_for_backward(query, key, value, attn_mask, top_BHT1, total_BHT1, r_BHTD)
         ctx.options = {"is_causal": is_causal, "window": window, "scale": scale}
         ctx.gamma, ctx.zeta, ctx.block = gamma, zeta, block
         return y_BHTD
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, attn_mask, lse_BHT, r_BHTD = ctx.saved_tensors
+        query, key, value, attn_mask, top_BHT1, total_BHT1, r_BHTD = ctx.saved_tensors
         if torch.is_grad_enabled() or is_batched_gradient(grads[0]):
             return (*_backward_by_reference(ctx, query, key, value, attn_mask, grads[0]), *7 * (None,))
         scale, stretch = ctx.options["scale"], ctx.zeta - ctx.gamma
         tiles = Tiles.of(query, key, attn_mask, ctx.options["is_causal"], ctx.options["window"], ctx.block)
-        dtype, groups = lse_BHT.dtype, key.shape[-3]
+        dtype, groups = top_BHT1.dtype, key.shape[-3]
         dq_BHTD = torch.empty_like(query)
         dk_BGSD, dv_BGSD = (torch.zeros(x.shape, dtype=dtype, device=x.device) for x in (key, value))
         for rows in tiles.rows():
             q_BHtD, dy_BHtD = query[..., rows, :].to(dtype) * scale, grads[0][..., rows, :].to(dtype)
             delta_BHt1 = stretch * (dy_BHtD * r_BHTD[..., rows, :]).sum(-1, keepdim=True)
             dq_BHtD = torch.zeros_like(q_BHtD)
+            scores = _Scores(tiles, rows, q_BHtD, key)
+            weights = _Softmax(scores, top_BHT1[..., rows, :], total_BHT1[..., rows, :])
             for cols in tiles.cols(rows):
                 k_BHsD, v_BHsD = (_heads(x[..., cols, :], query, dtype) for x in (key, value))
-                p_BHts = _softmax_tile(tiles, rows, cols, q_BHtD, key, lse_BHT[..., rows])
+                p_BHts = weights.tile(cols)
                 stretched_BHts = p_BHts * stretch + ctx.gamma
                 free_BHts = (stretched_BHts >= 0.0) & (stretched_BHts <= 1.0)
                 dv_BHsD = stretched_BHts.clamp_(0.0, 1.0).transpose(-1, -2) @ dy_BHtD
@@ -144,47 +150,58 @@ def _heads(x_BGsD: Tensor, query: Tensor, dtype: torch.dtype) -> Tensor:
     return masks.expand_kv_heads(x_BGsD.to(dtype), query.shape[-3])
 
 
-def _masked_scores(tiles: Tiles, rows: slice, cols: slice, q_BHtD: Tensor, key: Tensor) -> Tensor:
-    """The scores of a tile, -inf where a pair does not exist."""
-    mask = tiles.mask(rows, cols)
-    scores_BHts = tiles.scores(q_BHtD, key[..., cols, :].to(q_BHtD.dtype), mask)
-    return scores_BHts if mask.allowed is None else scores_BHts.masked_fill_(~mask.allowed, -_INF)
+@dataclass(frozen=True)
+class _Scores:
+    """A block of queries (…, H, t, D), scaled and wide, against the keys."""
+
+    tiles: Tiles
+    rows: slice
+    query: Tensor
+    key: Tensor
+
+    def tile(self, cols: slice) -> Tensor:
+        """Scores (…, H, t, s), -inf where a pair does not exist."""
+        mask = self.tiles.mask(self.rows, cols)
+        scores = self.tiles.scores(self.query, self.key[..., cols, :].to(self.query.dtype), mask)
+        return scores if mask.allowed is None else scores.masked_fill_(~mask.allowed, -_INF)
+
+    def top_and_total(self) -> tuple[Tensor, Tensor]:
+        """The first sweep, online; a query without any key gets 0 and 1, so that its weights are exp(-inf) / 1 = 0."""
+        top = self.query.new_full((*self.query.shape[:-1], 1), -_INF)
+        total = torch.zeros_like(top)
+        for cols in self.tiles.cols(self.rows):
+            scores = self.tile(cols)
+            higher = torch.maximum(top, scores.amax(-1, keepdim=True))
+            finite = higher.masked_fill(higher == -_INF, 0.0)
+            total = total * (top - finite).exp_() + scores.sub_(finite).exp_().sum(-1, keepdim=True)
+            top = higher
+        nothing = top == -_INF
+        return top.masked_fill_(nothing, 0.0), total.masked_fill_(nothing, 1.0)
 
 
-def _softmax_tile(tiles: Tiles, rows: slice, cols: slice, q_BHtD: Tensor, key: Tensor, lse_BHt: Tensor) -> Tensor:
-    return _masked_scores(tiles, rows, cols, q_BHtD, key).sub_(lse_BHt[..., None]).exp_()
+@dataclass(frozen=True)
+class _Softmax:
+    """The normalised weights of a block of queries, before clipping."""
 
+    scores: _Scores
+    top: Tensor
+    total: Tensor
 
-def _log_sum_exp(tiles: Tiles, rows: slice, q_BHtD: Tensor, key: Tensor) -> Tensor:
-    """The first sweep, online; +inf for a query without any key, so that its weights become exp(-inf) = 0."""
-    top_BHt = q_BHtD.new_full(q_BHtD.shape[:-1], -_INF)
-    total_BHt = torch.zeros_like(top_BHt)
-    for cols in tiles.cols(rows):
-        scores_BHts = _masked_scores(tiles, rows, cols, q_BHtD, key)
-        higher_BHt = torch.maximum(top_BHt, scores_BHts.amax(-1))
-        finite_BHt = higher_BHt.masked_fill(higher_BHt == -_INF, 0.0)
-        total_BHt = total_BHt * (top_BHt - finite_BHt).exp_() + scores_BHts.sub_(finite_BHt[..., None]).exp_().sum(-1)
-        top_BHt = higher_BHt
-    return torch.where(top_BHt == -_INF, _INF, top_BHt + total_BHt.log())
+    def tile(self, cols: slice) -> Tensor:
+        """Weights (…, H, t, s)."""
+        return self.scores.tile(cols).sub_(self.top).exp_().div_(self.total)
 
 
 def _weighted_values(
-    tiles: Tiles,
-    rows: slice,
-    q_BHtD: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse_BHt: Tensor,
-    gamma: float,
-    zeta: float,
-    outputs_only: bool,
+    weights: _Softmax, value: Tensor, gamma: float, zeta: float, outputs_only: bool
 ) -> tuple[Tensor, Tensor]:
     """The second sweep: O = P̃ V and, for the backward pass, R = (M ⊙ P) V."""
-    y_BHtD = q_BHtD.new_zeros(*q_BHtD.shape[:-1], value.shape[-1])
+    query, tiles = weights.scores.query, weights.scores.tiles
+    y_BHtD = query.new_zeros(*query.shape[:-1], value.shape[-1])
     r_BHtD = torch.zeros_like(y_BHtD)
-    for cols in tiles.cols(rows):
-        v_BHsD = masks.expand_kv_heads(value[..., cols, :].to(q_BHtD.dtype), q_BHtD.shape[-3])
-        p_BHts = _softmax_tile(tiles, rows, cols, q_BHtD, key, lse_BHt)
+    for cols in tiles.cols(weights.scores.rows):
+        v_BHsD = _heads(value[..., cols, :], query, query.dtype)
+        p_BHts = weights.tile(cols)
         stretched_BHts = p_BHts * (zeta - gamma) + gamma
         if not outputs_only:
             clipped_BHts = (stretched_BHts < 0.0) | (stretched_BHts > 1.0)
