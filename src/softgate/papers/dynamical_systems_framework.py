@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from softgate.attention import MixerLayer, selective_scan, ssd_scan
+from softgate.attention import MixerLayer
 from softgate.attention.mixers.layer import MIXERS
 from softgate.diagnostics import dsf
 from softgate.lab import seeds
@@ -43,74 +43,17 @@ _ATTENTION = ("softmax", "linear", "normalized-exp", "normalized-softplus", "nor
 
 def measure_identities(run: CellRun) -> Figures:
     """How far the execution forms of every mixer, and mixers that should be equal, are apart, in float64."""
-    errors: Figures = {}
-    for name, system in _systems(seeds.generator(run.seed, "identities")):
-        first = system.scan()
-        others = (system.quadratic(), system.chunked(chunk=5), system.chunked(chunk=64))
-        errors[f"form_error_{name}"] = max(float((first - y).abs().max()) for y in others)
-    figures: Figures = {"form_error": max(float(error) for error in errors.values() if isinstance(error, float))}
-    return figures | errors | _equivalences(seeds.generator(run.seed, "equivalences"))
-
-
-def _draws(generator: torch.Generator) -> Any:
-    return lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)
-
-
-def _systems(generator: torch.Generator) -> Iterator[tuple[str, dsf.System]]:
-    draw = _draws(generator)
-    q, k, v, eta = draw(2, 2, 19, 4), draw(2, 2, 19, 4), draw(2, 2, 19, 3), draw(2, 2, 19, 1)
-    yield "softmax", dsf.from_softmax(q, k, v, order=4)
-    yield "linear", dsf.from_linear_attention(q, k, v)
-    for norm in ("exp", "softplus", "sigmoid"):
-        yield f"normalized_{norm}", dsf.from_normalized_attention(q, k, v, eta, norm=norm)
-    u, A, B, C = draw(2, 19, 3), draw(3, 4).abs(), draw(2, 19, 4), draw(2, 19, 4)
-    yield "s6", dsf.from_s6(u, u.exp(), A, B, C, draw(3))
-    yield "ssd", dsf.from_ssd(v, v[..., 0].exp(), A[:2, 0], q, k, draw(2))
-    gates = [draw(2, 19, 3) for _ in range(3)]
-    yield "qlstm", dsf.from_qlstm(u, *gates)
-    yield "qlstm_reversed", dsf.from_qlstm(u, *gates, torch.tensor(1.3, dtype=torch.float64))
-    yield "rglru", dsf.from_rglru(u, gates[0], gates[1], draw(3))
-
-
-def _equivalences(generator: torch.Generator) -> Figures:
-    """Mixers that are the same system: largest difference of their matrices or outputs."""
-    draw = _draws(generator)
-    q, k, v, x = draw(1, 2, 17, 4), draw(1, 2, 17, 4), draw(1, 2, 17, 3), 4.0 * draw(1000)
-    power = draw(1000).abs()
-    s6_gate = (-power * torch.nn.functional.softplus(x)).exp()
-    linear = dsf.from_linear_attention(q, k, v)
-    phi = torch.nn.functional.elu
-    row_sum = ((phi(q) + 1) * (phi(k) + 1).cumsum(-2)).sum(-1, keepdim=True)
-    with_row_sum = dsf.from_normalized_attention(q, k, v, row_sum.log(), feature_map="elu")
-    one = torch.ones(1, 2, 17, dtype=torch.float64)
-    nothing = torch.zeros(2, dtype=torch.float64)
-    undecayed = ssd_scan(v, one, nothing, k, q, allow_unstable=True).output
-    u, delta, a, B, C = draw(1, 17, 3), draw(1, 17, 1).abs(), draw(1).abs(), draw(1, 17, 4), draw(1, 17, 4)
-    s6 = selective_scan(u, delta.expand_as(u), a.expand(3, 4), B, C).output
-    ssd = ssd_scan(u[:, None], delta.mT, a, B[:, None], C[:, None]).output[:, 0]
-    return {
-        "reversed_sigmoid_error": float((s6_gate - torch.sigmoid(-x) ** power).abs().max()),
-        "row_sum_error": dsf.compare(with_row_sum, linear).max_difference,
-        "eta_ratio_error": dsf.compare(_with_eta_ratios(q, k, v, row_sum), linear).max_difference,
-        "undecayed_error": float((undecayed - (q @ k.mT).tril() @ v).abs().max()),
-        "s6_ssd_error": float((s6 - ssd).abs().max()),
-    }
-
-
-def _with_eta_ratios(q: Tensor, k: Tensor, v: Tensor, eta: Tensor) -> dsf.System:
-    """Linear attention as the paper writes it, with decays eta_(i-1) / eta_i; the first decay acts on a zero state."""
-    phi_q, phi_k = (torch.nn.functional.elu(x) + 1 for x in (q, k))
-    ratios = torch.cat((torch.ones_like(eta[..., :1, :]), eta[..., :-1, :] / eta[..., 1:, :]), -2)
-    return dsf.System(ratios[..., None], (phi_k / eta)[..., None, :], phi_q[..., None, :], u=v)
+    return {**dsf.identities(run.seed)}
 
 
 def measure_taylor(run: CellRun) -> Figures:
     """Relative output error of Taylor polynomials in place of softmax's exponential, by order."""
     config, orders = run.config, list(run.config["orders"])
-    draw = _draws(seeds.generator(run.seed, "taylor"))
+    generator = seeds.generator(run.seed, "taylor")
+    shape = (3, 8, config["length"], config["dim"])
+    q, k, v = torch.randn(shape, generator=generator, dtype=torch.float64)
     size = config["std"] ** 0.5  # scores of queries and keys of this size have standard deviation `std`
-    q, k = (size * draw(8, config["length"], config["dim"]) for _ in range(2))
-    v = draw(8, config["length"], config["dim"])
+    q, k = size * q, size * k
     exact = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
     errors = [float((dsf.taylor_weights(q, k, order=p) @ v - exact).norm() / exact.norm()) for p in orders]
     small = dsf.from_softmax(q, k, v, order=2)
@@ -337,8 +280,8 @@ _CLAIMS = (
     ),
     Claim(
         id="limit-needs-small-scores",
-        statement="With large scores (standard deviation 2) the polynomial of order 8, whose state would have 19 million "
-        "numbers per channel, is still far from softmax.",
+        statement="With large scores (standard deviation 2) the polynomial of order 8, whose state would have 19 "
+        "million numbers per channel, is still far from softmax.",
         paper_figure="not in the paper",
         source="this project's addition",
         relation='error_8["taylor-2.0"] > 0.05',
@@ -355,8 +298,8 @@ _CLAIMS = (
     ),
     Claim(
         id="normaliser",
-        statement="What separates linear attention from state space models is the row sum: with a normaliser that depends "
-        "on the token alone, the same state holds more.",
+        statement="What separates linear attention from state space models is the row sum: with a normaliser that "
+        "depends on the token alone, the same state holds more.",
         paper_figure="normalised attention far above linear attention at L = 512, 64 pairs, n = 128 (curve)",
         source="Fig. on MQAR, section 5",
         relation='accuracy_16["recall-normalized-exp"] >= accuracy_16["recall-linear"] + 0.1',
@@ -381,7 +324,8 @@ _CLAIMS = (
         source="Fig. on MQAR, section 5",
         relation='accuracy["mqar-softmax"] >= 0.95',
         scales=("laptop",),
-        note="Reduced MQAR. Finite-state models are shown beside it, without a relation: 600 steps are too few for them.",
+        note="Reduced MQAR. Finite-state models are shown beside it, without a relation: 600 steps are "
+        "too few for them.",
     ),
     Claim(
         id="normaliser-on-mqar",
@@ -399,7 +343,7 @@ _CLAIMS = (
         relation='accuracy["mqar-64-4-d128-qlstm-reversed-n1"] > accuracy["mqar-64-4-d128-qlstm-n1"] and '
         'accuracy["mqar-128-8-d128-qlstm-reversed-n1"] > accuracy["mqar-128-8-d128-qlstm-n1"]',
         scales=("paper",),
-        note="Both are trained on reduced MQAR at laptop scale and shown in the plot, where neither learns enough to tell.",
+        note="Both are trained on reduced MQAR at laptop scale and shown in the plot.",
     ),
 )
 
@@ -422,8 +366,8 @@ PAPER = Paper(
     venue="NeurIPS 2024",
     summary="Softmax and linear attention, state space models and gated recurrent networks are all linear time-varying "
     "systems with a diagonal transition, and differ in the size of the state, in its decay and in the normalisation. "
-    "Softmax needs an infinite state, which linear attention approaches as its state grows. Replacing linear attention's "
-    "row sum by a learned function of the current token (normalised attention) closes much of the gap to state space "
+    "Softmax needs an infinite state, which linear attention approaches as its state grows. A learned function of the "
+    "current token in place of linear attention's row sum (normalised attention) closes much of the gap to state space "
     "models. Their decay is a power of a reversed sigmoid, which a qLSTM can use as well.",
     claims=_CLAIMS,
     scales={"smoke": _SMOKE, "laptop": _LAPTOP, "paper": _PAPER},
@@ -443,8 +387,8 @@ PAPER = Paper(
     ),
     code="IntelligentControlSystems/dsf-mqar; jsie7/ssm-benchmark",
     notes=(
-        "The paper reports curves, not numbers, for these experiments; the thresholds are those of this project's pilot "
-        "runs, fixed before the runs shown.",
+        "The paper reports curves, not numbers, for these experiments; the thresholds are those of this project's "
+        "pilot runs, fixed before the runs shown.",
         "One-layer recall gives a key and its value in one token, so that a single layer can solve it: it measures the "
         "state of one mixer. MQAR needs a second layer that joins each key with the value after it.",
         "MQAR models here have pre-norm RMSNorm and, beside qLSTM too, a feed-forward layer (the paper's code has "

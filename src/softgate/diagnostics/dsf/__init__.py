@@ -22,6 +22,7 @@ from softgate.diagnostics.dsf.builders import (
 from softgate.diagnostics.dsf.comparison import Comparison, compare_systems
 from softgate.diagnostics.dsf.comparison import effective_rank as effective_rank
 from softgate.diagnostics.dsf.comparison import memory_length as memory_length
+from softgate.diagnostics.dsf.identities import identities as identities
 from softgate.diagnostics.dsf.system import System, SystemState
 
 __all__ = [
