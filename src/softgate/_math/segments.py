@@ -37,6 +37,7 @@ class _Segments(torch.autograd.Function):
         for pieces in _pieces(sequences, length):
             output, state = step(state, pieces, constants)
             outputs.append(output)
+            state = state.clone()  # it may be a view of the states of all tokens, which must not live on
             borders.append(state)
         ctx.step, ctx.length, ctx.count, ctx.borders = step, length, count, borders[1:-1]
         ctx.save_for_backward(borders[0], *tensors)

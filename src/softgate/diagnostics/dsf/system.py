@@ -145,10 +145,11 @@ class System:
             bad_value("chunk", chunk, "a positive int")
         u = self._stream(u)
         if all(x.shape[-2] == 1 for x in (self.log_decay, self.B, self.C)) and self.log_decay.shape[-1] == 1:
-            state = torch.zeros(*self.B.shape[:-3], self.states, u.shape[-1], dtype=u.dtype, device=u.device)
-            log_decay_T1 = self.log_decay[..., 0].expand(*self.B.shape[:-2], 1)
+            lead = torch.broadcast_shapes(self.B.shape[:-3], u.shape[:-2])
+            state = torch.zeros(*lead, self.states, u.shape[-1], dtype=u.dtype, device=u.device)
+            read, write, log_decay = (x[..., 0, :].expand(*lead, -1, -1) for x in (self.C, self.B, self.log_decay))
             y_RTD, _ = chunked_recurrence(
-                self.C[..., None, :, 0, :], self.B[..., 0, :], u, log_decay_T1, state, chunk=chunk
+                read[..., None, :, :], write, u.expand(*lead, -1, -1), log_decay, state, chunk=chunk
             )
             return self._add_direct(y_RTD[..., 0, :, :], u)
         outputs, hidden = [], torch.zeros_like(u[..., :1, :, None] * self.B[..., :1, :, :])[..., 0, :, :]
