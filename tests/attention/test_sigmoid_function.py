@@ -352,13 +352,15 @@ def test_dropout_in_tiles_has_the_right_gradient(small_tiles: None) -> None:
     assert not torch.equal(other, op(*inputs))
 
 
-def test_long_sequences_run_in_tiles() -> None:
+def test_long_sequences_run_in_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     short, long = (torch.zeros(1, 1, n, 2) for n in (64, 512))
     assert explain(sigmoid_attention, short, short, short, seq_len=8).chosen == "reference"
     assert explain(sigmoid_attention, long, long, long, seq_len=8).chosen == "tiled"
     slopes = torch.ones(1, requires_grad=True)
     chosen = explain(sigmoid_attention, long, long, long, seq_len=8, alibi_slopes=slopes)
     assert chosen.chosen == "reference" and "alibi_slopes" in chosen.refused["tiled"]
+    monkeypatch.setenv("SOFTGATE_KERNELS", "tiled")
+    assert explain(sigmoid_attention, short, short, short, seq_len=8).chosen == "tiled"
 
 
 _MEMORY = """

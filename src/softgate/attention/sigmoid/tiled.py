@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from softgate import dispatch
 from softgate._math import masks, tiles
 from softgate._math.masks import Mask
 from softgate._math.tiles import Tiles
@@ -54,7 +55,7 @@ def refuses(
         return "a tensor is empty"
     if alibi_slopes is not None and alibi_slopes.requires_grad and torch.is_grad_enabled():
         return "it gives no gradient for alibi_slopes"
-    if backend == "auto" and not tiles.worthwhile(query, key):
+    if backend == "auto" and dispatch.mode() != "tiled" and not tiles.worthwhile(query, key):
         return "the score matrix is small enough to be held"
     return None
 
