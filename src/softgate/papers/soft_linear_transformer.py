@@ -180,7 +180,7 @@ def _largest_residual(model: ViT, images: Tensor) -> float:
 
 
 def _vits(dataset: str, patch: int, tokens: int, *, seeds: int | None = None, **config: Any) -> tuple[Cell, ...]:
-    shared = {"dataset": dataset, "patch": patch, "batch": 64, "lr": 1e-3, "warmup": 20, "tested": 2000, **config}
+    shared = {"dataset": dataset, "patch": patch, "batch": 64, "lr": 1e-3, "warmup": 20, "tested": 1000, **config}
     prefix = "" if dataset == "mnist" else f"{dataset}_"
     return tuple(Cell(f"{prefix}{name}_{tokens}", {"mixer": name, **shared}, measure_vit, seeds) for name in MIXERS)
 
