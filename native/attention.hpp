@@ -8,9 +8,9 @@
 namespace softgate {
 
 // How a row of scores becomes weights.
-//   softmax     exp(s) / sum                              keeps row[0] = log-sum-exp
+//   softmax     exp(s) / sum                              keeps row[0] = max, row[1] = 1 / sum of exp(s - max)
 //   sigmoid     1 / (1 + exp(-s - head_bias))             keeps nothing
-//   clipped     clip((zeta - gamma) softmax + gamma)      keeps row[0] and second = sum of unclipped softmax times v
+//   clipped     clip((zeta - gamma) softmax + gamma)      keeps row[0..1] and second = sum of unclipped softmax times v
 //   softplus    ln(1 + exp(s)) / sum                      keeps row[0] = sum
 //   reweighted  relu(N softplus - offset)^power / sum     keeps row[0..3] and second, see Reweighted in weights.hpp
 enum class Weights : int { softmax, sigmoid, clipped, softplus, reweighted };
@@ -34,14 +34,13 @@ struct Attention {
     View query, key, value;
 
     MaskView mask;
-    bool causal = false;
-    Index window = 0;               // 0: none
-    const float* slopes = nullptr;  // (H): ALiBi, -slope |i + S - T - j| is added to the score
+    Index left = -1, right = -1;  // how many keys before and after its own position a query sees; -1: all
+    const float* slopes = nullptr;  // (B, H): ALiBi, -slope |i + S - T - j| is added to the score
 
     Weights weights = Weights::softmax;
     float scale = 1.0f;
     const float* row_scale = nullptr;  // (B, H, T), multiplies scale
-    const float* head_bias = nullptr;  // (H)
+    const float* head_bias = nullptr;  // (B, H)
     float gamma = 0.0f, zeta = 1.0f;
     int power = 1;
     const float* count = nullptr;   // (B, H, T): N
@@ -69,12 +68,11 @@ struct Attention {
     Index group_of(Index h) const { return h / (heads / groups); }
     // Keys that query i may see: first <= j < last, before any mask.
     Index last_key(Index i) const {
-        const Index position = i + keys - queries;
-        Index last = causal ? position + 1 : window ? position + window : keys;
+        const Index last = right < 0 ? keys : i + keys - queries + right + 1;
         return last < 0 ? 0 : last > keys ? keys : last;
     }
     Index first_key(Index i) const {
-        const Index first = window ? i + keys - queries - window + 1 : 0, last = last_key(i);
+        const Index first = left < 0 ? 0 : i + keys - queries - left, last = last_key(i);
         return first < 0 ? 0 : first > last ? last : first;
     }
 };

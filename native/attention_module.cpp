@@ -56,8 +56,8 @@ void bind_attention(nb::module_& m) {
             a.gating = Gate(kind);
         })
         .def("weights", [](Attention& a, int kind) { a.weights = Weights(kind); })
-        .def_rw("causal", &Attention::causal)
-        .def_rw("window", &Attention::window)
+        .def_rw("left", &Attention::left)
+        .def_rw("right", &Attention::right)
         .def_rw("scale", &Attention::scale)
         .def_rw("gamma", &Attention::gamma)
         .def_rw("zeta", &Attention::zeta)

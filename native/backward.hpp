@@ -18,9 +18,9 @@ struct Gradient {
 
     // delta = dO · O
     void softmax(Index r, float* s, float* g, Index n) const {
-        const Vec shift = set(kept(0, r)), mean = set(delta(r));
+        const Vec shift = set(kept(0, r)), inverse = set(kept(1, r)), mean = set(delta(r));
         map_rows(s, g, n, kMinusInfinity, [&](Vec& w, Vec& d) {
-            w = exp_of(sub(w, shift));
+            w = mul(exp_of(sub(w, shift)), inverse);
             d = mul(w, sub(d, mean));
         });
     }
@@ -36,18 +36,19 @@ struct Gradient {
     }
     // delta = (zeta - gamma) dO · second; torch's clamp lets the gradient pass at its bounds, and so does this.
     void clipped(Index r, float* s, float* g, Index n) const {
-        const Vec shift = set(kept(0, r)), mean = set(delta(r));
-        const Vec gamma = set(block.a.gamma), width = set(block.a.zeta - block.a.gamma);
+        const Vec shift = set(kept(0, r)), inverse = set(kept(1, r)), mean = set(delta(r));
+        const Vec gamma = set(block.a.gamma), width = set(block.a.zeta - block.a.gamma), slope = mul(inverse, width);
         const Vec zero = set(0.0f), one = set(1.0f);
         map_rows(s, g, n, kMinusInfinity, [&](Vec& w, Vec& d) {
-            const Vec p = exp_of(sub(w, shift)), x = fma(p, width, gamma);
+            const Vec e = exp_of(sub(w, shift)), x = fma(e, slope, gamma);
             const Vec free = where_less(x, zero, zero, where_less(one, x, zero, width));
             w = min2(one, max2(zero, x));
-            d = mul(p, sub(mul(free, d), mean));
+            d = mul(mul(e, inverse), sub(mul(free, d), mean));
         });
     }
     // delta = dO · O
     void softplus(Index r, float* s, float* g, Index n) const {
+        if (kept(0, r) == 0.0f) return clear(s, n), clear(g, n);  // scores so low that no weight is left
         const Vec inverse = set(1.0f / kept(0, r)), mean = set(delta(r));
         map_rows(s, g, n, kMinusInfinity, [&](Vec& w, Vec& d) {
             d = mul(mul(sub(d, mean), inverse), sigmoid_of(w));
@@ -135,7 +136,7 @@ struct Chunk {
     }
 
     void weigh(const Tile& tile, Gradient& gradient) {
-        const Vec head_bias = set(a.head_bias == nullptr ? 0.0f : a.head_bias[gradient.block.h]);
+        const Vec head_bias = set(a.head_bias == nullptr ? 0.0f : a.head_bias[gradient.block.b * a.heads + gradient.block.h]);
         for (Index r = 0; r < tile.rows; ++r) {
             float *s = tile.row(r) + tile.begin[r], *d = scratch.grad_scores + r * kBackStride + tile.begin[r];
             const Index n = tile.length(r);

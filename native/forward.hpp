@@ -148,7 +148,9 @@ inline void pack(const Attention& a, Index b, Index g, float* key, float* value)
 inline void count(const Attention& a, Index b, Index h, Index row, float* memory) {
     const Block block(a, b, h, row, std::min(kQueryRows, a.queries - row));
     float* counts = a.row[0] + block.row_index();
-    clear(counts, block.rows);
+    for (Index r = 0; r < block.rows; ++r)
+        counts[r] = a.mask.kind == MaskKind::none ? float(block.last[r] - block.first[r]) : 0.0f;
+    if (a.mask.kind == MaskKind::none) return;
     for (Index j = block.first_key() / kTileKeys * kTileKeys; j < block.last_key(); j += kTileKeys) {
         const Tile tile(block, memory, kTileStride, j, std::min(kTileKeys, a.keys - j));
         clear(memory, block.rows * kTileStride);

@@ -77,7 +77,7 @@ inline const float* bias_row(const Block& block, const Tile& tile, Index r, Inde
         clear(buffer + begin, end - begin);
     }
     if (a.slopes != nullptr) {
-        const Vec slope = set(a.slopes[block.h]);
+        const Vec slope = set(a.slopes[block.b * a.heads + block.h]);
         Vec distance = sub(set(float(i + a.keys - a.queries - tile.j - begin)), count_up());
         map_row(buffer + begin, end - begin, 0.0f, [&](Vec bias) {
             const Vec result = fma(slope, negative_abs(distance), bias);

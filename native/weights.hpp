@@ -19,7 +19,7 @@ struct OnlineSum {
     float add_row(Index r, float* x, Index n, bool keep) {
         const float before = max[r], top = row_max(x, n);
         if (top > before) max[r] = top;
-        const Vec shift = set(max[r] == kMinusInfinity ? 0.0f : max[r]);
+        const Vec shift = set(this->shift(r));
         Vec total = set(0.0f);
         if (keep) {
             map_row(x, n, kMinusInfinity, [&](Vec v) {
@@ -34,10 +34,17 @@ struct OnlineSum {
         sum[r] = sum[r] * factor + reduce_add(total);
         return factor;
     }
+    // A row is exp(s - shift) * inverse. Not exp(s - log-sum-exp): next to a large maximum that sum would be rounded off.
+    float shift(Index r) const { return max[r] == kMinusInfinity ? 0.0f : max[r]; }
     // Without any key 0; with nothing but scores of -inf NaN, as in 0 / 0.
-    float log_sum(const Block& block, Index r) const {
-        if (sum[r] != 0.0f) return max[r] + float(std::log(double(sum[r])));
+    float inverse(const Block& block, Index r) const {
+        if (sum[r] != 0.0f) return 1.0f / sum[r];
         return sees_a_key(block, r) ? std::numeric_limits<float>::quiet_NaN() : 0.0f;
+    }
+    void store(const Block& block, Index r, float inverse_sum) const {
+        const Index at = block.row_index() + r;
+        if (block.a.row[0] != nullptr) block.a.row[0][at] = shift(r);
+        if (block.a.row[1] != nullptr) block.a.row[1][at] = inverse_sum;
     }
 };
 
@@ -56,10 +63,9 @@ struct Softmax {
         }
     }
     float finish(Index r) const {
-        const bool empty = online.sum[r] == 0.0f, kept = block.a.row[0] != nullptr;
-        const float log_sum = empty || kept ? online.log_sum(block, r) : 0.0f;
-        if (kept) block.a.row[0][block.row_index() + r] = log_sum;
-        return empty ? log_sum : 1.0f / online.sum[r];
+        const float factor = online.inverse(block, r);
+        online.store(block, r, factor);
+        return factor;
     }
 };
 
@@ -69,7 +75,7 @@ struct Sigmoid {
     const Vec bias;
 
     explicit Sigmoid(const Block& block)
-        : bias(set(block.a.head_bias == nullptr ? 0.0f : block.a.head_bias[block.h])) {}
+        : bias(set(block.a.head_bias == nullptr ? 0.0f : block.a.head_bias[block.b * block.a.heads + block.h])) {}
     void weigh(const Tile& tile, float*, float*, Index) {
         for (Index r = 0; r < tile.rows; ++r)
             map_row(tile.row(r) + tile.begin[r], tile.length(r), kMinusInfinity,
@@ -84,7 +90,7 @@ struct Clipped {
     static constexpr bool kSecond = true;
     const Block& block;
     OnlineSum online;
-    float log_sum[kQueryRows];
+    float inverse[kQueryRows];
 
     explicit Clipped(const Block& rows) : block(rows), online(rows.rows) {}
     void prepare(const Tile&) {}
@@ -93,29 +99,29 @@ struct Clipped {
             if (tile.length(r) > 0) online.add_row(r, tile.row(r) + tile.begin[r], tile.length(r), false);
     }
     void scanned() {
-        for (Index r = 0; r < block.rows; ++r) log_sum[r] = online.log_sum(block, r);
+        for (Index r = 0; r < block.rows; ++r) inverse[r] = online.inverse(block, r);
     }
     void weigh(const Tile& tile, float* second, float*, Index) {
         const Vec gamma = set(block.a.gamma), width = set(block.a.zeta - block.a.gamma);
         const Vec zero = set(0.0f), one = set(1.0f);
         for (Index r = 0; r < tile.rows; ++r) {
-            const Vec shift = set(log_sum[r]);
+            const Vec shift = set(online.shift(r)), part = set(inverse[r]), slope = mul(part, width);
             float* s = tile.row(r) + tile.begin[r];
             if (second == nullptr) {
                 map_row(s, tile.length(r), kMinusInfinity, [&](Vec v) {
-                    return min2(one, max2(zero, fma(exp_of(sub(v, shift)), width, gamma)));
+                    return min2(one, max2(zero, fma(exp_of(sub(v, shift)), slope, gamma)));
                 });
                 continue;
             }
             map_rows(s, second + r * tile.ld + tile.begin[r], tile.length(r), kMinusInfinity, [&](Vec& v, Vec& free) {
-                const Vec p = exp_of(sub(v, shift)), x = fma(p, width, gamma);
-                free = where_less(x, zero, zero, where_less(one, x, zero, p));
+                const Vec e = exp_of(sub(v, shift)), x = fma(e, slope, gamma);
+                free = where_less(x, zero, zero, where_less(one, x, zero, mul(e, part)));
                 v = min2(one, max2(zero, x));
             });
         }
     }
     float finish(Index r) const {
-        if (block.a.row[0] != nullptr) block.a.row[0][block.row_index() + r] = log_sum[r];
+        online.store(block, r, inverse[r]);
         return 1.0f;
     }
     float finish_second(Index) const { return 1.0f; }
@@ -146,7 +152,9 @@ struct Softplus {
 };
 
 // f = softplus(s), l = sum f, t = relu(N f / l - o) / top, w = t^p / r with r = sum t^p.
-// Keeps l, top (0 where all keys tie: then w = f / l), r and y = sum t^(p-1) / (r top); second is sum t^(p-1) v / (r top).
+// Keeps l, top (0 where all keys tie up to rounding: then w = f / l), r and y = sum t^(p-1) / (r top); second is sum t^(p-1) v / (r top).
+constexpr float kTie = 16 * 0x1p-23f;
+
 struct Reweighted {
     static constexpr int kSweeps = 2;
     static constexpr bool kSecond = true;
@@ -179,6 +187,7 @@ struct Reweighted {
             // As weigh() forms it, so that keys that tie give 0 here and there, or 1 after division by it.
             ratio[r] = sum[r] == 0.0f ? 0.0f : count[r] / sum[r];
             top[r] = reduce_max(excess(set(max[r]), set(ratio[r]), set(offset[r])));
+            if (top[r] <= kTie) top[r] = 0.0f;
             if (top[r] == 0.0f) total[r] = sum[r];
         }
     }

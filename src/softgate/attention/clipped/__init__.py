@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softgate._math import masks
 from softgate._math.clipping import check_stretch, resolve_gamma
-from softgate.attention.clipped import tiled, triton
+from softgate.attention.clipped import native, tiled, triton
 from softgate.attention.clipped.reference import clipped_softmax_attention_reference
 from softgate.dispatch import call
 from softgate.errors import StateError, check_choice
@@ -18,7 +18,7 @@ from softgate.registry import Kernel, method, record_of
 
 __all__ = ["clipped_softmax_attention"]
 
-_BACKENDS = ("auto", "reference", "tiled", "triton")
+_BACKENDS = ("auto", "reference", "native", "tiled", "triton")
 
 
 def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
@@ -48,7 +48,11 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="quantizable-transformers",
     source="eq. 4 in place of softmax; gamma = -alpha / T of section 5.2",
     reference=clipped_softmax_attention_reference,
-    kernels=(Kernel("triton", triton.run, triton.refuses), Kernel("tiled", tiled.run, tiled.refuses)),
+    kernels=(
+        Kernel("native", native.run, native.refuses),
+        Kernel("triton", triton.run, triton.refuses),
+        Kernel("tiled", tiled.run, tiled.refuses),
+    ),
     variants={
         "gamma": {"gamma": -0.03},
         "alpha": {"alpha": 2.0, "max_seq_len": 8},
@@ -98,8 +102,8 @@ def clipped_softmax_attention(
         max_seq_len: the length the model is trained at, also when it later sees more or fewer keys.
         zeta: ζ, at least 1.
         window: each query sees its last ``window`` keys only (itself included); without ``is_causal`` to both sides.
-        backend: ``"auto"``, ``"reference"`` (plain torch), ``"tiled"`` (memory grows with T, not with T·S) or
-            ``"triton"``.
+        backend: ``"auto"``, ``"reference"`` (plain torch), ``"tiled"`` (memory grows with T, not with T·S),
+            ``"native"`` (likewise, C++, float32 on the CPU) or ``"triton"``.
 
     Returns:
         (…, H, T, Dv) in the dtype of ``query`` (autocast's dtype inside autocast). 16-bit inputs are clipped and summed

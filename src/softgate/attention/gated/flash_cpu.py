@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from softgate._math import masks
+from softgate._math.double_backward import differentiable_gradients
 from softgate.attention.gated.reference import GateActivation, gate_scores, gated_attention_reference
 
 #: Gates whose gradient can be had from Y' alone; for others the product is left to autograd.
@@ -148,7 +149,7 @@ class _FlashGated(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, gate, mask, gated_BHTD, lse_BHT = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: the kernel's backward has no derivative of its own
-            return (*_differentiable_backward(ctx, query, key, value, gate, mask, grads[0]), *4 * (None,))
+            return (*_differentiable_backward(ctx, mask, grads[0], query, key, value, gate), *4 * (None,))
         dy_BHTD, y_BHTD, dgate = grads[0], gated_BHTD, None
         if gate is not None:
             dy_BHTD, y_BHTD, dgate = through_gate(grads[0], gated_BHTD, gate, ctx.activation)
@@ -183,12 +184,11 @@ def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return a.to(dtype) * b
 
 
-def _differentiable_backward(
-    ctx: Any, query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None, mask: Tensor | None, grad: Tensor
-) -> tuple[Tensor | None, ...]:
+def _differentiable_backward(ctx: Any, mask: Tensor | None, grad: Tensor, *inputs: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of q, k, v and gate as functions of all of them, by way of the reference."""
-    with masks.without_autocast(query):
-        y = gated_attention_reference(
+
+    def reference(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None) -> Tensor:
+        return gated_attention_reference(
             query,
             key,
             value,
@@ -198,10 +198,9 @@ def _differentiable_backward(
             scale=ctx.scale,
             gate_activation=ctx.activation or "sigmoid",
         )
-    inputs = (query, key, value, gate)
-    wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if x is not None and need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in ctx.needs_input_grad[:4])
+
+    with masks.without_autocast(inputs[0]):
+        return differentiable_gradients(reference, inputs, ctx.needs_input_grad[:4], grad)
 
 
 def _unit_stride(x: Tensor) -> Tensor:

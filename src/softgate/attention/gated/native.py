@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softgate._math.double_backward import differentiable_gradients
 from softgate.attention import native_flash
 from softgate.attention.gated.flash_cpu import LEAN, through_gate
 from softgate.attention.gated.reference import GateActivation, gate_scores, gated_attention_reference
-from softgate.attention.native_flash.function import differentiable_gradients
 from softgate.attention.native_flash.launch import Inputs, Kept, Plan, backward, forward
+from softgate.dispatch import is_batched_gradient
 
 
 def refuses(
@@ -93,7 +94,7 @@ class _NativeGated(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        mask, query, key, value, gate, y_BHTD, lse_BHT = ctx.saved_tensors
+        mask, query, key, value, gate, y_BHTD, *rows = ctx.saved_tensors
         plan: Plan = ctx.plan
 
         def reference(query: Tensor, key: Tensor, value: Tensor, gate: Tensor | None) -> Tensor:
@@ -109,12 +110,12 @@ class _NativeGated(torch.autograd.Function):
                 window=plan.window,
             )
 
-        if torch.is_grad_enabled():  # create_graph=True: the kernel's backward has no derivative of its own
+        if torch.is_grad_enabled() or is_batched_gradient(grads[0]):  # the kernel's backward has no derivative
             wanted = ctx.needs_input_grad[2:]
             return None, None, *differentiable_gradients(reference, (query, key, value, gate), wanted, grads[0])
         dy_BHTD, dgate = grads[0], None
         if gate is not None and plan.gate is not None:
             dy_BHTD, _, dgate = through_gate(grads[0], y_BHTD, gate, plan.gate)
         delta_BHT = (grads[0] * y_BHTD).sum(-1)  # equals the sum of dY ⊙ Y
-        found = backward(plan, Inputs(query, key, value, mask), dy_BHTD, delta_BHT, Kept((lse_BHT,), None))
+        found = backward(plan, Inputs(query, key, value, mask), dy_BHTD, delta_BHT, Kept(tuple(rows), None))
         return None, None, found.query, found.key, found.value, dgate

@@ -13,11 +13,12 @@ from softgate import native
 from softgate._math import masks
 from softgate.attention.native_flash.function import Reference, attend
 from softgate.attention.native_flash.launch import Inputs, Plan, count_keys
+from softgate.dispatch import mode
 
-__all__ = ["Inputs", "Plan", "Reference", "attend", "count_keys", "flat", "flat_mask", "refusal"]
+__all__ = ["Inputs", "Plan", "Reference", "attend", "count_keys", "flat", "flat_heads", "flat_mask", "refusal"]
 
-#: Below so many scores per head the few torch operations of a reference take no longer.
-_SMALL = 32
+#: So few queries against more keys than this are a matter of reading the keys: packing them first does not pay.
+_FEW_QUERIES, _MANY_KEYS = 8, 64
 
 
 def refusal(
@@ -40,10 +41,11 @@ def refusal(
         return "it has no dropout"
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         return "it gives no gradient for attn_mask"
-    if backend == "auto" and native.kernels().isa() == "scalar":
-        return "without AVX2 torch is faster; name the backend to run the portable kernel"
-    if backend == "auto" and query.shape[-2] < _SMALL:
-        return f"with fewer than {_SMALL} queries packing the keys does not pay"
+    if backend == "auto" and mode() != "native":
+        if native.kernels().isa() == "scalar":
+            return "without AVX2 torch is faster; name the backend to run the portable kernel"
+        if query.shape[-2] < _FEW_QUERIES and key.shape[-2] > _MANY_KEYS:
+            return f"with fewer than {_FEW_QUERIES} queries packing the keys does not pay"
     return None
 
 
@@ -60,3 +62,10 @@ def flat_mask(attn_mask: Tensor | None, query: Tensor, keys: int) -> Tensor | No
     if query.ndim == 4:
         return mask
     return flat(mask.expand(*query.shape[:-1], keys))
+
+
+def flat_heads(values: Tensor | float, query: Tensor) -> Tensor:
+    """Values broadcastable to (…, H) as float32 (B, H)."""
+    heads = query.shape[:-2]
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values)
+    return tensor.to(torch.float32).expand(heads).reshape(-1, heads[-1])

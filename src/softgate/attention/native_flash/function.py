@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from softgate._math.double_backward import differentiable_gradients
 from softgate.attention.native_flash.launch import Inputs, Kept, Plan, backward, forward, row_delta
+from softgate.dispatch import is_batched_gradient
 
 #: The same function in plain torch of (query, key, value, head_bias), for derivatives of the gradient.
 Reference = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -60,20 +62,10 @@ class _Attend(torch.autograd.Function):
         inputs = Inputs(*tensors[: len(Inputs._fields)])
         output_BHTD, second, *rows = tensors[len(Inputs._fields) :]
         wanted = ctx.needs_input_grad[-4:]
-        if torch.is_grad_enabled():  # create_graph=True: the kernel's backward has no derivative of its own
+        if torch.is_grad_enabled() or is_batched_gradient(grads[0]):  # the kernel's backward has no derivative
             arguments = (*inputs[:3], inputs.head_bias)
             return *7 * (None,), *differentiable_gradients(ctx.reference, arguments, wanted, grads[0])
         kept = Kept(tuple(rows), second)
         found = backward(ctx.plan, inputs, grads[0], row_delta(ctx.plan, grads[0], output_BHTD, kept), kept)
-        bias = None if inputs.head_bias is None else found.head_bias.sum(0).to(inputs.head_bias.dtype)
+        bias = None if inputs.head_bias is None else found.head_bias.to(inputs.head_bias.dtype)
         return *7 * (None,), found.query, found.key, found.value, bias
-
-
-def differentiable_gradients(
-    reference: Callable[..., Tensor], arguments: tuple[Tensor | None, ...], wanted: tuple[bool, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    """Gradients of ``reference(*arguments)`` that can themselves be differentiated; None where not ``wanted``."""
-    output = reference(*arguments)
-    needed = [x for x, need in zip(arguments, wanted, strict=True) if x is not None and need]
-    found = iter(torch.autograd.grad(output, needed, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in wanted)

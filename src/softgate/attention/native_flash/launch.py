@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from softgate import native
+from softgate._math import masks
 
 Weights = Literal["softmax", "sigmoid", "clipped", "softplus", "reweighted"]
 
 #: Weight map -> its number in the kernels, and how many numbers per row it keeps for the gradient.
 _WEIGHTS: dict[str, tuple[int, int]] = {
-    "softmax": (0, 1),
+    "softmax": (0, 2),
     "sigmoid": (1, 0),
-    "clipped": (2, 1),
+    "clipped": (2, 2),
     "softplus": (3, 1),
     "reweighted": (4, 4),
 }
@@ -37,7 +38,7 @@ class Plan:
         weights: how scores become weights.
         scale: factor of the scores.
         is_causal: query i sees key j where j <= i + S - T.
-        window: how many keys a query sees, None for all.
+        window: how many keys a query sees, as a number or (left, right); None for all.
         gamma: lower end of ``clipped``.
         zeta: upper end of ``clipped``.
         power: exponent of ``reweighted``, at least 1.
@@ -47,7 +48,7 @@ class Plan:
     weights: Weights
     scale: float
     is_causal: bool = False
-    window: int | None = None
+    window: masks.Window | None = None
     gamma: float = 0.0
     zeta: float = 1.0
     power: int = 1
@@ -62,8 +63,8 @@ class Inputs(NamedTuple):
         key: (B, G, S, D).
         value: (B, G, S, Dv).
         mask: bool or float32, broadcastable to (B, H, T, S).
-        head_bias: (H,), added to the scores of ``sigmoid``.
-        slopes: (H,), ALiBi: ``-slope * |i + S - T - j|`` is added to the scores.
+        head_bias: (B, H), added to the scores of ``sigmoid``.
+        slopes: (B, H), ALiBi: ``-slope * |i + S - T - j|`` is added to the scores.
         row_scale: (B, H, T), a factor of each row of scores.
         counts: (B, H, T), N of ``reweighted``.
         offset: (B, H, T), o of ``reweighted``.
@@ -174,7 +175,9 @@ def _prepare(plan: Plan, inputs: Inputs) -> tuple[Any, list[Tensor]]:
     call.value(_operand(inputs.value))
     call.weights(_WEIGHTS[plan.weights][0])
     call.scale, call.gamma, call.zeta, call.power = plan.scale, plan.gamma, plan.zeta, plan.power
-    call.causal, call.window = plan.is_causal, plan.window or 0
+    left, right = masks.window_bounds(plan.window, plan.is_causal)
+    call.left = -1 if left is None else left
+    call.right = 0 if plan.is_causal else -1 if right is None else right
     call.threads = torch.get_num_threads()
     if inputs.mask is not None:
         mask = inputs.mask.expand(batch, heads, queries, keys)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from softgate._math import masks
-from softgate.attention.sigmoid import tiled, triton
+from softgate.attention.sigmoid import native, tiled, triton
 from softgate.attention.sigmoid.arguments import check_options
 from softgate.attention.sigmoid.reference import Bias, sigmoid_attention_reference
 from softgate.dispatch import call
@@ -50,7 +50,11 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[t
     paper="sigmoid-attention",
     source="section 2 (sigma(q k^T / sqrt d + b) v, b = -ln n), section 4 (kernel: windows, ALiBi, soft cap)",
     reference=sigmoid_attention_reference,
-    kernels=(Kernel("triton", triton.run, triton.refuses), Kernel("tiled", tiled.run, tiled.refuses)),
+    kernels=(
+        Kernel("native", native.run, native.refuses),
+        Kernel("triton", triton.run, triton.refuses),
+        Kernel("tiled", tiled.run, tiled.refuses),
+    ),
     variants={
         "default": {"seq_len": 8},
         "no_bias": {"bias": 0.0},
@@ -106,7 +110,8 @@ def sigmoid_attention(
             or a pair (left, right): keys from ``left`` before to ``right`` after its own position, -1 for all.
         softcap: c replaces q·k·scale by ``c · tanh(q·k·scale / c)``, before anything is added.
         backend: ``"auto"``, ``"reference"`` (plain torch, holds all T·S weights), ``"tiled"`` (never holds them; what
-            ``"auto"`` takes for long sequences) or ``"triton"``.
+            ``"auto"`` takes for long sequences), ``"native"`` (C++, float32 on the CPU, never holds them either) or
+            ``"triton"``.
 
     Returns:
         (…, H, T, Dv) in the dtype of ``query`` (autocast's dtype inside autocast); 16-bit inputs are summed in float32.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softgate._math import masks
-from softgate.attention.softplus import tiled, triton
+from softgate.attention.softplus import native, tiled, triton
 from softgate.attention.softplus.arguments import check_options
 from softgate.attention.softplus.reference import (
     LengthScale,
@@ -22,7 +22,7 @@ from softgate.registry import Kernel, method, record_of
 
 __all__ = ["lssa_weights", "softplus_attention"]
 
-_BACKENDS = ("auto", "reference", "tiled", "triton")
+_BACKENDS = ("auto", "reference", "native", "tiled", "triton")
 
 
 @method(
@@ -31,7 +31,11 @@ _BACKENDS = ("auto", "reference", "tiled", "triton")
     paper="softplus-attention",
     source="LSSA (softplus of cosines scaled by ln d ln N, divided by their sum) and LSSAR (re-weighting by a power)",
     reference=softplus_attention_reference,
-    kernels=(Kernel("triton", triton.run, triton.refuses), Kernel("tiled", tiled.run, tiled.refuses)),
+    kernels=(
+        Kernel("native", native.run, native.refuses),
+        Kernel("triton", triton.run, triton.refuses),
+        Kernel("tiled", tiled.run, tiled.refuses),
+    ),
     variants={
         "default": {},
         "lssa": {"reweight_power": None},
@@ -102,8 +106,8 @@ def softplus_attention(
         normalize_qk: False takes q·k instead of cosines.
         phi: the positive map: ``"softplus"``, ``"sigmoid"``, ``"relu"`` or ``"exp"`` (softmax).
         window: each query sees its last ``window`` keys only (itself included); without ``is_causal`` to both sides.
-        backend: ``"auto"``, ``"reference"`` (plain torch, T x S memory), ``"tiled"`` (plain torch, O(T·D) memory) or
-            ``"triton"``.
+        backend: ``"auto"``, ``"reference"`` (plain torch, T x S memory), ``"tiled"`` (plain torch, O(T·D) memory),
+            ``"native"`` (likewise, C++, float32 on the CPU) or ``"triton"``.
 
     Returns:
         (…, H, T, Dv) in the dtype of ``query`` (autocast's dtype inside autocast); everything between is computed in
