@@ -131,13 +131,15 @@ def test_dropout_comes_after_the_clip() -> None:
         clipped_softmax_attention(query, key, value, dropout_p=0.5, gamma=-0.1, backend="tiled")
 
 
-def test_which_implementation_runs() -> None:
+def test_which_implementation_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     small, large = torch.zeros(1, 1, 8, 2), torch.zeros(1, 1, 512, 2)
     assert explain(clipped_softmax_attention, small, small, small, gamma=-0.1).chosen == "reference"
     assert explain(clipped_softmax_attention, large, large, large, gamma=-0.1).chosen == "tiled"
     bias = torch.zeros(8, 8, requires_grad=True)
     with pytest.raises(StateError, match="attn_mask"):
         clipped_softmax_attention(small, small, small, bias, gamma=-0.1, backend="tiled")
+    monkeypatch.setenv("SOFTGATE_KERNELS", "tiled")
+    assert explain(clipped_softmax_attention, small, small, small, gamma=-0.1).chosen == "tiled"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

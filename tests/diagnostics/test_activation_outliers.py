@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from softgate.attention import HeadGatedAttention
-from softgate.diagnostics import kurtosis, outliers
+from softgate.diagnostics import kurtosis, outliers, ptq_evaluate
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError
 from softgate.models import GPT, GPTConfig
 
@@ -87,6 +87,28 @@ def test_named_modules_and_gates_are_not_layers() -> None:
     assert list(outliers(model, [tokens])["modules"]) == ["blocks.0", "blocks.0.ffn"]
     chosen = outliers(model, [tokens], modules=["norm", "blocks.0.attention.o_proj"])
     assert list(chosen["modules"]) == ["norm", "blocks.0.attention.o_proj"]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "part"), [("OPT", "decoder.layers.0", "fc2"), ("Bert", "encoder.layer.0", "output.dense")]
+)
+def test_transformers_models(name: str, first: str, part: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = getattr(transformers, f"{name}Config")(**sizes, max_position_embeddings=32, ffn_dim=64)
+    model = transformers.AutoModel.from_config(config)
+    ids = torch.randint(50, (2, 12))
+    mask = torch.ones(2, 12, dtype=torch.long)
+    mask[1, 8:] = 0
+    found = outliers(model, [{"input_ids": ids, "attention_mask": mask}])["modules"]
+    assert list(found)[:2] == [first, f"{first}.{part}"] and len(found) == 4
+
+    def error(net: nn.Module) -> float:
+        return float((net(input_ids=ids).last_hidden_state - exact).square().mean())
+
+    exact = model.eval()(input_ids=ids).last_hidden_state.detach()
+    errors = [ptq_evaluate(model, [{"input_ids": ids}], error, bits, bits)["quantized"] for bits in (3, 6, 32)]
+    assert errors[0] > errors[1] > 100 * errors[2]
 
 
 def test_bad_input() -> None:

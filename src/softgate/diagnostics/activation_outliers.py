@@ -17,6 +17,8 @@ __all__ = ["ModuleOutliers", "OutlierReport", "kurtosis", "outliers"]
 
 #: What feed-forward layers are called in the models that are looked at without being told where.
 _FEED_FORWARD = ("ffn", "mlp", "feed_forward", "fc2", "linear2")
+#: The same as a path within the layer: BERT and ViT as transformers writes them.
+_FEED_FORWARD_PATHS = ("output.dense",)
 
 
 class ModuleOutliers(TypedDict):
@@ -96,7 +98,8 @@ def outliers(
             tokens that its ``attention_mask`` (B, T) leaves out are not counted.
         modules: names (as in ``model.named_modules()``) of the modules whose outputs count. None takes the layers of
             the model, that is the entries of its longest outermost ``ModuleList`` (their outputs are the residual
-            stream), and what is called ``ffn``, ``mlp``, ``feed_forward``, ``fc2`` or ``linear2`` in them.
+            stream), and in them what is called ``ffn``, ``mlp``, ``feed_forward``, ``fc2``, ``linear2`` or, for BERT
+            and ViT of transformers, ``output.dense``.
 
     Raises:
         ArgumentTypeError: ``model`` or a batch of a wrong type.
@@ -176,9 +179,13 @@ def _layers(model: nn.Module) -> list[str]:
     for index, layer in enumerate(layers):
         prefix = f"{stem}.{index}" if stem else str(index)
         names.append(prefix)
-        parts = (name for name, _ in layer.named_modules() if name.rpartition(".")[2] in _FEED_FORWARD)
-        names += [f"{prefix}.{name}" for name in parts]
+        inside = [name for name, _ in layer.named_modules()]
+        names += [f"{prefix}.{name}" for name in inside if _is_feed_forward(name)]
     return names
+
+
+def _is_feed_forward(name: str) -> bool:
+    return name.rpartition(".")[2] in _FEED_FORWARD or name in _FEED_FORWARD_PATHS
 
 
 def _named(model: nn.Module, modules: Sequence[str]) -> list[str]:

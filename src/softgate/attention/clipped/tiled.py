@@ -24,7 +24,7 @@ from softgate._math import masks
 from softgate._math.clipping import resolve_gamma
 from softgate._math.tiles import Tiles, fold_kv_heads, worthwhile
 from softgate.attention.clipped.reference import clipped_softmax_attention_reference
-from softgate.dispatch import is_batched_gradient
+from softgate.dispatch import is_batched_gradient, mode
 
 _INF = float("inf")
 
@@ -49,7 +49,7 @@ def refuses(
         return "it has no dropout"
     if attn_mask is not None and attn_mask.requires_grad and torch.is_grad_enabled():
         return "it gives no gradient for attn_mask"
-    if backend == "auto" and not worthwhile(query, key):
+    if backend == "auto" and mode() != "tiled" and not worthwhile(query, key):
         return "the score matrix is small: the reference is faster"
     return None
 
