@@ -66,5 +66,6 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
 
 def stub(package_dir: Path) -> str:
     """Text of the ``__init__.pyi`` that states the same names for type checkers."""
-    lines = [f"from .{module} import {name} as {name}" for name, module in public_names(package_dir).items()]
-    return "\n".join(sorted(lines)) + "\n"
+    # as ruff sorts imports: by module, names in capitals first
+    order = sorted((module, not name.isupper(), name) for name, module in public_names(package_dir).items())
+    return "".join(f"from .{module} import {name} as {name}\n" for module, _, name in order)
