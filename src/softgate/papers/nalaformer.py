@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, normalize, scaled_dot_product_attention
+from torch.nn.functional import normalize, scaled_dot_product_attention
 
 from softgate.attention import ReLULinearAttention, norm_aware_linear_attention, relu_linear_attention
 from softgate.lab.cell import CellRun
+from softgate.lab.image_training import train_classifier
 from softgate.lab.paper import Cell, Claim, Paper, Plot, Scale
-from softgate.lab.tasks.image_patches import ImageClassification, accuracy
+from softgate.lab.tasks.image_patches import ImageClassification
 from softgate.lab.timing import interleaved
-from softgate.lab.training import TrainConfig, fit
 from softgate.models import NALAFORMER_CONFIGS, NaLaFormer, ViT, ViTConfig
 
 __all__ = ["PAPER"]
@@ -75,7 +75,7 @@ def measure_vit(run: CellRun) -> Figures:
             **VARIANTS[config["variant"]],
         )
     )
-    figures = _train(run, model, task)
+    figures: Figures = train_classifier(run, model, task)
     images, _ = task.test(100)
     return figures | _saturation(model, images.to(next(model.parameters()).device))
 
@@ -88,53 +88,7 @@ def measure_backbone(run: CellRun) -> Figures:
     parts = dataclasses.replace(
         NALAFORMER_CONFIGS[config["size"]], channels=task.channels, num_classes=task.classes, **changes
     )
-    return _train(run, NaLaFormer(parts), task)
-
-
-def _train(run: CellRun, model: nn.Module, task: ImageClassification) -> Figures:
-    config, pixels = run.config, run.config.get("pixels", task.size)
-
-    def resized(images: Tensor) -> Tensor:
-        return images if pixels == task.size else interpolate(images, (pixels, pixels), mode="bilinear")
-
-    def step_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        return cross_entropy(model(resized(batch[0])), batch[1])
-
-    images, labels = task.test(config["test_images"])
-
-    def evaluate(model: nn.Module) -> dict[str, float]:
-        device = next(model.parameters()).device
-        chunk = max(1, 500 * task.size**2 // pixels**2)
-        hits = [
-            accuracy(model, resized(x.to(device)), y.to(device), chunk) * len(y)
-            for x, y in zip(images.split(chunk), labels.split(chunk), strict=True)
-        ]
-        return {"accuracy": sum(hits) / len(labels)}
-
-    training = TrainConfig(
-        steps=config["steps"],
-        lr=config["lr"],
-        warmup=config["warmup"],
-        weight_decay=0.05,
-        eval_every=max(1, config["steps"] // 10),
-        precision=config.get("precision", "fp32"),
-    )
-    curves = fit(
-        model,
-        step_loss,
-        training,
-        run=run,
-        batches=lambda step: task.batch("train", step, size=config["batch"]),
-        evaluate=evaluate,
-    )
-    last = curves["loss"][-max(1, config["steps"] // 20) :]
-    return {
-        "accuracy": curves["accuracy"][-1],
-        "train_loss": sum(last) / len(last),
-        "step": curves["eval_step"],
-        "curve_accuracy": curves["accuracy"],
-        "parameters": float(sum(p.numel() for p in model.parameters())),
-    }
+    return train_classifier(run, NaLaFormer(parts), task, image_size=config.get("pixels"))
 
 
 @torch.no_grad()
@@ -210,13 +164,13 @@ def _backbones(size: str, prefix: str, rest: tuple[str, ...], seeds: int, **conf
 
 _ENTROPY = Cell("entropy", {"keys": 256, "width": 32}, measure_entropy, seeds=1)
 _ABLATION = ("softmax", "relu", "polarity", "cosine", "fixed3", "scaled")
-_TRAINING = {"batch": 64, "lr": 3e-3, "warmup": 20}
+_TRAINING = {"batch": 64, "lr": 3e-3, "warmup": 20, "weight_decay": 0.05}
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 _SMOKE = Scale(
     cells=(
         _ENTROPY,
         *_vits("mnist", ("softmax", "relu", "polarity"),
-               dataset="mnist", patch_size=4, steps=300, test_images=1000, **_TRAINING),
+               dataset="mnist", patch_size=4, steps=300, tested=1000, **_TRAINING),
     ),
     minutes=1.0,
     note="A vision transformer of 2 layers and width 32, 300 updates on MNIST in 4 x 4 patches.",
@@ -225,10 +179,10 @@ _LAPTOP = Scale(
     cells=(
         _ENTROPY,
         *_vits("mnist", _ABLATION,
-               dataset="mnist", patch_size=2, steps=300, test_images=2000, **{**_TRAINING, "batch": 32}),
-        *_vits("cifar", _ABLATION, dataset="cifar10", patch_size=4, steps=400, test_images=2000, **_TRAINING),
+               dataset="mnist", patch_size=2, steps=300, tested=1000, **{**_TRAINING, "batch": 32}),
+        *_vits("cifar", _ABLATION, dataset="cifar10", patch_size=4, steps=400, tested=1000, **_TRAINING),
         *_backbones("small_images", "hybrid", ("softmax",), 1,
-                    dataset="cifar10", steps=250, test_images=1000, **{**_TRAINING, "batch": 32}),
+                    dataset="cifar10", steps=250, tested=1000, **{**_TRAINING, "batch": 32}),
         *(Cell(f"times_{name}", {"lengths": _LENGTHS, "heads": 2, "width": 64, "turns": 3, "is_causal": is_causal},
                measure_times, seeds=1) for name, is_causal in (("bidirectional", False), ("causal", True))),
     ),
@@ -238,13 +192,20 @@ _LAPTOP = Scale(
     "patches (64 tokens), three seeds, far from convergence; a NaLaFormer of two stages on CIFAR-10 and times over "
     "the length, one seed each.",
 )  # fmt: skip
-_IMAGENET_LIKE = {"dataset": "cifar10", "pixels": 224, "batch": 1024, "lr": 1e-3, "precision": "bf16"}
+_IMAGENET_LIKE = {
+    "dataset": "cifar10",
+    "pixels": 224,
+    "batch": 1024,
+    "lr": 1e-3,
+    "precision": "bf16",
+    "weight_decay": 0.05,
+}
 _PAPER = Scale(
     cells=(
         *_backbones("xt", "xt", ("linear", "softmax", "softmax"), 1,
-                    steps=15_000, warmup=250, test_images=10_000, **_IMAGENET_LIKE),
+                    steps=15_000, warmup=250, tested=None, **_IMAGENET_LIKE),
         *_backbones("t", "t", ("linear", "softmax", "softmax"), 1,
-                    steps=15_000, warmup=250, test_images=10_000, **_IMAGENET_LIKE),
+                    steps=15_000, warmup=250, tested=None, **_IMAGENET_LIKE),
     ),
     minutes=60 * 24 * 3,
     hardware="8 GPUs of 40 GB or more for about three days",

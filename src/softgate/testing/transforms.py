@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgate.testing.agreement import gradients, terms_of
+from softgate.testing.agreement import check_gradients_within_budget, gradients, terms_of
 from softgate.testing.budgets import check_within_budget, close
 from softgate.testing.inputs import small_call
 from softgate.testing.report import Check, ConformanceError, fail
@@ -276,10 +276,10 @@ def _check_compile_backward(subject: Subject) -> None:
     if not call.differentiable:
         return
     compiled = torch.compile(_function_of(subject, call), backend="aot_eager", fullgraph=True, dynamic=False)
+    # Against the truth, not against eager: where a gradient is ill-conditioned the two may be off to either side.
     actual = gradients(lambda c: compiled(*_values(c)), call)
-    for a, e in zip(actual, gradients(subject.run, call), strict=True):
-        if not close(a, e, terms=terms_of(subject, call)):
-            fail("the gradient under torch.compile differs from eager", compiled=a, eager=e, inputs=call.args)
+    reference = gradients(subject.run_reference, call)
+    check_gradients_within_budget(subject, call, actual, reference, gradients(subject.truth, call.to(torch.float64)))
 
 
 def _check_export(subject: Subject) -> None:
