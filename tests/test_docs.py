@@ -37,6 +37,12 @@ def test_figures_in_the_documents_are_those_of_the_records():
 
 
 def test_documents_link_to_files_that_exist():
-    for page in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/numerics.md", "docs/attention.md", "docs/claims.md"):
+    pages = (
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims")),
+    )
+    for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):
             assert ((ROOT / page).parent / target).exists(), f"{page} links to {target}"

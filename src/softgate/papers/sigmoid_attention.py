@@ -182,7 +182,8 @@ _LAPTOP = Scale(
     minutes=10.0,
     note="Character models of 4 layers with T = 128 on tiny Shakespeare (or, where that is absent, the standard "
     "library's source: corpus_is_tiny_shakespeare says which), three seeds. The grid over learning rates (name: "
-    "variant, norms of queries and keys or plain, learning rate in thousandths) takes a quarter of the updates and one seed.",
+    "variant, norms of queries and keys or plain, learning rate in thousandths) takes a quarter of the updates and one "
+    "seed.",
 )
 _PAPER = Scale(
     cells=_text_cells(("softmax", "sigmoid", "no_bias", "alibi_no_bias"), _LARGE, seeds=1),

@@ -65,7 +65,7 @@ def softmax_attention(
     dropout_p: float = 0.0,
     is_causal: bool = False,
     scale: float | None = None,
-    window: int | None = None,
+    window: masks.Window | None = None,
 ) -> Tensor:
     """Y = softmax(q kᵀ·scale + mask) v, (…, H, T, Dv), left in the accumulation dtype."""
     mask = masks.resolve_mask(attn_mask, query, key, is_causal, window)
@@ -88,7 +88,7 @@ def gated_attention_reference(
     *,
     gate_activation: GateActivation = "sigmoid",
     gate_is_logit: bool = True,
-    window: int | None = None,
+    window: masks.Window | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Y' = Y ⊙ act(gate); see :func:`softgate.attention.gated_attention` for the arguments."""

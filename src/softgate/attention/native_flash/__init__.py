@@ -11,11 +11,12 @@ from torch import Tensor
 
 from softgate import native
 from softgate._math import masks
-from softgate.attention.native_flash.function import Reference, attend
-from softgate.attention.native_flash.launch import Inputs, Plan, count_keys
+from softgate.attention.native_flash.function import Reference as Reference
+from softgate.attention.native_flash.function import attend as attend
+from softgate.attention.native_flash.launch import Inputs as Inputs
+from softgate.attention.native_flash.launch import Plan as Plan
+from softgate.attention.native_flash.launch import count_keys as count_keys
 from softgate.dispatch import mode
-
-__all__ = ["Inputs", "Plan", "Reference", "attend", "count_keys", "flat", "flat_heads", "flat_mask", "refusal"]
 
 #: So few queries against more keys than this are a matter of reading the keys: packing them first does not pay.
 _FEW_QUERIES, _MANY_KEYS = 8, 64

@@ -71,7 +71,6 @@ def run(
         level_BHT = level(count_BHT, offset, offset_min_keys)
     if normalize_qk:
         q_BHTD, k_BGSD = unit_vectors(q_BHTD), unit_vectors(k_BGSD)
-    rows = isinstance(factor, Tensor)
     plan = Plan(
         "softplus" if reweight_power is None else "reweighted",
         1.0 if isinstance(factor, Tensor) else float(factor),
@@ -84,7 +83,7 @@ def run(
         k_BGSD,
         v_BGSD,
         mask,
-        row_scale=factor if rows else None,
+        row_scale=factor if isinstance(factor, Tensor) else None,
         counts=count_BHT,
         offset=level_BHT,
     )
