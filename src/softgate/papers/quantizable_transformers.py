@@ -284,7 +284,6 @@ _CLAIMS = (
         paper_figure="kurtosis of OPT-125M 1778 softmax, 19728 clipped",
         source="Table 2 (OPT rows)",
         relation='kurtosis["clipped_4"] > kurtosis["gated"] and kurtosis["clipped_4"] > 0.8 * kurtosis["softmax"]',
-        direction='kurtosis["clipped_4"] > kurtosis["gated"]',
         scales=("laptop", "paper"),
         per_scale={
             "paper": 'kurtosis["clipped_12"] > kurtosis["gated"] and kurtosis["clipped_12"] > 0.8 * kurtosis["softmax"]'
