@@ -18,6 +18,8 @@ from softgate.attention.norm_aware.rotation import Rope
 
 #: Numbers in the features of one block: 1 MB in float32, what a core's cache holds beside the products.
 _BLOCK = 2**18
+#: So many times more elsewhere than on the CPU: an accelerator wants few and large products.
+_LARGER = 64
 #: Rows per product where chunks are not needed.
 _ROWS = 128
 
@@ -89,10 +91,11 @@ class Problem:
     def units(self, is_causal: bool) -> Iterator[tuple[Unit, int]]:
         """Blocks of heads, with the number of chunks (or of rows) of each that make a block of tokens."""
         batch, kv_heads = self.k_BGSD.shape[:2]
+        block = _BLOCK if self.q_BHTD.device.type == "cpu" else _LARGER * _BLOCK
         each = self.group * (self.chunk if is_causal else _ROWS) * 2 * self.k_BGSD.shape[-1]
-        heads = min(kv_heads, max(1, _BLOCK // each))
-        entries = 1 if heads < kv_heads else min(batch, max(1, _BLOCK // (each * heads)))
-        chunks = max(1, _BLOCK // (each * heads * entries))
+        heads = min(kv_heads, max(1, block // each))
+        entries = 1 if heads < kv_heads else min(batch, max(1, block // (each * heads)))
+        chunks = max(1, block // (each * heads * entries))
         for b in range(0, batch, entries):
             for g in range(0, kv_heads, heads):
                 yield Unit(slice(b, b + entries), slice(g, g + heads)), chunks
