@@ -257,7 +257,7 @@ def _ssd_samples(dtype: torch.dtype, generator: torch.Generator) -> Calls:
     yield (*inputs(2, 1, 4), draw(2), draw(1, 2, 2, 3)), {}
     yield inputs(2, 2, 1), {}
     yield (*inputs(2, 1, 11), draw(2)), {"chunk": 4}
-    yield (*inputs(1, 1, 130), None, draw(1, 1, 2, 3)), {}
+    yield (*inputs(1, 1, 300), None, draw(1, 1, 2, 3)), {}
     yield inputs(2, 1, 0), {}
 
 

@@ -18,7 +18,7 @@ LOGIT_LIMIT = 30.0
 
 def elu_plus_one(x: Tensor) -> Tensor:
     """elu(x) + 1: x + 1 above 0 and e^x below, without the cancellation of (e^x - 1) + 1."""
-    return torch.where(x > 0.0, x + 1.0, x.clamp_max(0.0).exp())
+    return x.clamp_max(0.0).exp() + F.relu(x)
 
 
 def identity(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from softgate._math.segments import in_segments
 from softgate.dispatch import transform_reason
 
 #: Below this many queries or keys the quadratic form is as fast as the one with a state.
-SHORT = 2 * CHUNK
+SHORT = 4 * CHUNK
 #: Tokens whose intermediate values the backward pass holds at once.
 _SEGMENT = 8 * CHUNK
 

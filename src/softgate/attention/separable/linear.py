@@ -82,17 +82,21 @@ def _state_refuses(
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Any:
-    """Long sequences, so that the form with a state runs, with the masks it knows."""
+    """The form with a state over more than one chunk, with the masks it knows."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype, generator=generator)
 
     yield (draw(1, 2, 5, 3), draw(1, 2, 5, 3), draw(1, 2, 5, 2)), {"feature_map": "exp", "eps": 1e-6}
-    yield (draw(1, 2, 140, 3), draw(1, 1, 150, 3), draw(1, 1, 150, 2)), {"is_causal": True, "enable_gqa": True}
-    keep = torch.rand(2, 1, 1, 140, generator=generator) > 0.3
+    forced = {"backend": "chunked"}
+    args = (draw(1, 2, 70, 3), draw(1, 1, 75, 3), draw(1, 1, 75, 2))
+    yield args, {"is_causal": True, "enable_gqa": True, **forced}
+    keep = torch.rand(2, 1, 1, 70, generator=generator) > 0.3
     keep[0, ..., :2] = False
-    yield (draw(2, 1, 140, 3), draw(2, 1, 140, 3), draw(2, 1, 140, 2)), {"attn_mask": keep, "is_causal": True}
-    yield (draw(2, 1, 130, 3), draw(2, 1, 140, 3), draw(2, 1, 140, 2)), {"attn_mask": draw(1, 140)}
+    args = (draw(2, 1, 70, 3), draw(2, 1, 70, 3), draw(2, 1, 70, 2))
+    yield args, {"attn_mask": keep, "is_causal": True, **forced}
+    yield (draw(2, 1, 20, 3), draw(2, 1, 30, 3), draw(2, 1, 30, 2)), {"attn_mask": draw(1, 30), **forced}
+    yield (draw(1, 1, 300, 2), draw(1, 1, 300, 2), draw(1, 1, 300, 2)), {"is_causal": True}
 
 
 @method(

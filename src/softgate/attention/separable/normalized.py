@@ -87,15 +87,16 @@ def _state_refuses(
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Any:
-    """Normaliser shapes, and a sequence long enough for the form with a state."""
+    """Normaliser shapes, and the form with a state over more than one chunk."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=dtype, generator=generator)
 
     yield (draw(1, 2, 4, 3), draw(1, 2, 4, 3), draw(1, 2, 4, 2), draw(1, 2, 4, 1)), {"is_causal": True}
     yield (draw(1, 2, 4, 3), draw(1, 2, 4, 3), draw(1, 2, 4, 2), draw(1, 1, 4, 1)), {"norm": "softplus"}
-    args = (draw(2, 2, 140, 3), draw(2, 1, 140, 3), draw(2, 1, 140, 2), draw(2, 2, 140, 1))
-    yield args, {"is_causal": True, "enable_gqa": True}
+    args = (draw(2, 2, 70, 3), draw(2, 1, 70, 3), draw(2, 1, 70, 2), draw(2, 2, 70, 1))
+    yield args, {"is_causal": True, "enable_gqa": True, "backend": "chunked"}
+    yield (draw(1, 1, 300, 2), draw(1, 1, 300, 2), draw(1, 1, 300, 2), draw(1, 1, 300, 1)), {"is_causal": True}
 
 
 @method(
