@@ -50,7 +50,7 @@ class _AttentionMixer(CausalMixer):
 
 
 class _StateAttention(_AttentionMixer):
-    """Separable attention; the state of a head holds Σ_j φ(k_j) v_jᵀ, and in a last column what ``_pad`` makes it."""
+    """Separable attention; the state of a head is Σ_j φ(k_j) v_jᵀ, the values first extended by ``_extend``."""
 
     feature_map: FeatureMap
 
