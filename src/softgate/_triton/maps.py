@@ -74,6 +74,7 @@ def one_less_power(t, power, POWER: tl.constexpr):
 
 @triton.jit
 def clip_weights(p, gamma, zeta):
+    """Softmax weights stretched to (gamma, zeta) and clipped to [0, 1]."""
     return tl.minimum(tl.maximum((zeta - gamma) * p + gamma, 0.0), 1.0)
 
 

@@ -18,6 +18,8 @@ from softgate.attention.native_flash.launch import Plan as Plan
 from softgate.attention.native_flash.launch import count_keys as count_keys
 from softgate.dispatch import mode
 
+__all__: list[str] = []  # for the kernels of this room, not for users
+
 #: So few queries against more keys than this are a matter of reading the keys: packing them first does not pay.
 _FEW_QUERIES, _MANY_KEYS = 8, 64
 

@@ -78,15 +78,8 @@ def run(
         window,
         power=int(reweight_power or 1),
     )
-    inputs = Inputs(
-        q_BHTD,
-        k_BGSD,
-        v_BGSD,
-        mask,
-        row_scale=factor if isinstance(factor, Tensor) else None,
-        counts=count_BHT,
-        offset=level_BHT,
-    )
+    rows = factor if isinstance(factor, Tensor) else None
+    inputs = Inputs(q_BHTD, k_BGSD, v_BGSD, mask, row_scale=rows, counts=count_BHT, offset=level_BHT)
 
     def reference(query: Tensor, key: Tensor, value: Tensor, _: Tensor | None) -> Tensor:
         return softplus_attention_reference(
