@@ -16,7 +16,7 @@ from softgate.registry import SITES
 SOURCE = Path(softgate.__file__).parent
 MODULES = sorted(SOURCE.rglob("*.py"))
 #: What rooms may not know: what is built on top of them.
-ABOVE_THE_ROOMS = ("papers", "lab", "swap", "integrations", "testing", "cli")
+ABOVE_THE_ROOMS = ("papers", "lab", "swapping", "integrations", "testing", "cli")
 HEAVY = ("torch", "numpy", "scipy", "matplotlib", "rich", "typer", "hypothesis", "pytest", "transformers", "ray")
 UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
 

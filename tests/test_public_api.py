@@ -27,12 +27,19 @@ NAMES = {
     "numpy": ["softmax", "log_softmax", "logsumexp"],
     "testing": ["check_op"],
     "native": ["info"],
+    "swapping.attention_interface": ["register_all"],
+    "integrations.torchvision_cpu": ["repair"],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("room", "name"), [(room, name) for room, names in NAMES.items() for name in names])
 def test_promised_names_are_importable(room, name):
     assert callable(getattr(importlib.import_module(f"softgate.{room}"), name))
+
+
+@pytest.mark.parametrize("name", [name for name in softgate.__all__ if name != "__version__"])
+def test_what_stands_at_the_top_is_a_documented_function(name):
+    assert callable(getattr(softgate, name)) and getattr(softgate, name).__doc__
 
 
 @pytest.mark.parametrize("room", ROOMS, ids=lambda p: p.name)
