@@ -1,0 +1,73 @@
+"""Every example runs from the command line at its tiny default."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+class Runner:
+    """Runs a script as ``python examples/NAME OPTIONS`` would, in this process (importing torch takes seconds)."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, capture: pytest.CaptureFixture[str]) -> None:
+        self.patch, self.capture = patch, capture
+
+    def __call__(self, name: str, *options: str) -> str:
+        self.patch.setattr(sys, "argv", [name, *options])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return self.capture.readouterr().out
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Runner:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return Runner(monkeypatch, capsys)
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # what a Trainer warns about is not ours
+
+
+def test_every_example_is_run_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    scripts = {path.name for path in EXAMPLES.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert {name for name in scripts if f'"{name}"' not in text} == set()
+
+
+def test_train_gpt(run: Runner, tmp_path: Path) -> None:
+    out = run("train_gpt.py", "--steps", "4", "--layers", "1", "--width", "16", "--folder", str(tmp_path))
+    assert "bits per byte" in out
+
+
+@pytest.mark.parametrize(
+    "options", [("--attention", "gated", "--loss", "stablemax"), ("--attention", "sigmoid")], ids=lambda o: o[1]
+)
+def test_swap_llama(run: Runner, options: tuple[str, ...], tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    out = run("swap_llama.py", *options, "--steps", "6", "--out", str(tmp_path))
+    assert ("move by 0 before" in out) == ("gated" in options)
+    first, last = (
+        float(part.split()[-1 if i == 0 else 0]) for i, part in enumerate(out.split("loss ")[1].split(" -> "))
+    )
+    assert last < first
+    assert "it writes" in out and (tmp_path / "softgate.json").is_file()
+
+
+def test_train_with_trainer_resumes(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    common = ("--save-every", "2", "--out", str(tmp_path), "--batch", "4")
+    assert "step 2," in run("train_with_trainer.py", *common, "--steps", "2")
+    out = run("train_with_trainer.py", *common, "--steps", "4", "--resume")
+    assert "step 4," in out and "differ by 0" in out
+
+
+def test_measure_sinks(run: Runner) -> None:
+    pytest.importorskip("transformers")
+    lines = run("measure_sinks.py", "--steps", "3").splitlines()
+    assert [line.split(":")[0] for line in lines[1:3]] == ["original", "gates at 1"]
+    assert lines[1].removeprefix("original") == lines[2].removeprefix("gates at 1")
