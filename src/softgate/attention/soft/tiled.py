@@ -27,6 +27,8 @@ from softgate.attention.soft.reference import Inverse, landmark_core, nystrom, o
 HELD_ENTRIES = 2**21
 #: Entries of P in one tile: half a second-level cache on a CPU, enough work for one launch on a GPU.
 TILE_ENTRIES = {"cpu": 2**16, "cuda": 2**23}
+#: Tokens that a tile should have, where there are as many.
+_TILE_TOKENS = 512
 #: A P smaller than this stays in the caches of a CPU anyway.
 _WORTHWHILE_ENTRIES = 2**17
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -122,7 +124,11 @@ class _Heads:
 
 def _groups(q_BND: Tensor, b_BMD: Tensor, padded_BN: Tensor | None) -> Iterator[tuple[slice, _Heads]]:
     """Groups of heads, each with its slice of the leading dimension."""
-    size = max(1, HELD_ENTRIES // max(1, q_BND.shape[1] * b_BMD.shape[1]))
+    tokens, landmarks = q_BND.shape[1], b_BMD.shape[1]
+    held = HELD_ENTRIES // max(1, tokens * landmarks)
+    # Matrix products of a few rows are slow: rather fewer heads at a time, with tiles of many tokens each.
+    together = TILE_ENTRIES[q_BND.device.type] // max(1, min(tokens, _TILE_TOKENS) * landmarks)
+    size = max(1, min(held, together))
     for at in range(0, len(q_BND), size):
         heads = slice(at, at + size)
         yield heads, _Heads(q_BND[heads], b_BMD[heads], None if padded_BN is None else padded_BN[heads])
