@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
@@ -254,9 +255,21 @@ def _attention_function(attention: str | Callable[..., Tensor]) -> Callable[...,
     if attention == "softmax":
         return _softmax_attention
     room = importlib.import_module("softgate.attention")
-    known = [name.removesuffix("_attention") for name in dir(room) if name.endswith("_attention")]
-    check_choice("attention", attention, ["softmax", *(name for name in known if name != "gated")])
-    return getattr(room, f"{attention}_attention")
+    function = getattr(room, f"{attention}_attention") if f"{attention}_attention" in room.__all__ else None
+    if function is None or not _takes_query_key_value(function):
+        functions = {name: getattr(room, name) for name in room.__all__ if name.endswith("_attention")}
+        known = [name.removesuffix("_attention") for name, f in functions.items() if _takes_query_key_value(f)]
+        check_choice("attention", attention, ["softmax", *known])
+    return function  # type: ignore[return-value]
+
+
+def _takes_query_key_value(function: Callable[..., Any]) -> bool:
+    """Whether an attention of this room can be called with queries, keys and values alone, masked as SDPA is."""
+    record = getattr(function, "__softgate__", None)
+    if record is None or record.family != "attention":
+        return False
+    needed = [p for p in inspect.signature(function).parameters.values() if p.default is inspect.Parameter.empty]
+    return len(needed) == 3
 
 
 def _check_sizes(embed_dim: Any, num_heads: Any, num_kv_heads: Any, head_dim: Any) -> int:

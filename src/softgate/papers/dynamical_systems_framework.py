@@ -213,10 +213,10 @@ _SMOKE = Scale(
 _LAPTOP = Scale(
     cells=(
         *_EXACT,
-        _recall_cell("normalized-exp", (4, 8, 16, 32, 64), 3, n16=5),
-        _recall_cell("linear", (4, 8, 16, 32, 64), 3, n16=5),
-        _recall_cell("normalized-softplus", (16,), 5),
-        _recall_cell("normalized-sigmoid", (16,), 5),
+        _recall_cell("normalized-exp", (4, 8, 16, 64), 2, n16=5),
+        _recall_cell("linear", (4, 8, 16, 64), 2, n16=5),
+        _recall_cell("normalized-softplus", (16,), 3),
+        _recall_cell("normalized-sigmoid", (16,), 3),
         _recall_cell("softmax", (4, 16, 64), 1),
         _recall_cell("ssd", (16,), 1),
         _mqar_cell("softmax", 32),
