@@ -94,4 +94,4 @@ def test_the_recall_network_answers_questions_only():
     task = PairRecall(0, pairs=3)
     model, batch = RecallNetwork(task, 8, lambda dim: SoftmaxMixer(dim, 4)), task.batch("train", 0, size=2)
     assert model(batch).shape == (2, 3, 32)
-    assert float(model.loss(batch)) > 0 and 0 <= model.accuracy(batch) <= 1
+    assert model.loss(batch).item() > 0 and 0 <= model.accuracy(batch) <= 1
