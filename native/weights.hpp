@@ -151,7 +151,8 @@ struct Softplus {
     }
 };
 
-// f = softplus(s), l = sum f, t = relu(N f / l - o) / top, w = t^p / r with r = sum t^p.
+// f = softplus(s), l = sum f, t = relu(N f / l - o) / top, w = t^p / r with r = sum t^p; top is the power of two above
+// the largest numerator.
 // Keeps l, top (0 where all keys tie up to rounding: then w = f / l), r and y = sum t^(p-1) / (r top); second is sum t^(p-1) v / (r top).
 constexpr float kTie = 16 * 0x1p-23f;
 
@@ -184,10 +185,14 @@ struct Reweighted {
     }
     void scanned() {
         for (Index r = 0; r < block.rows; ++r) {
-            // As weigh() forms it, so that keys that tie give 0 here and there, or 1 after division by it.
             ratio[r] = sum[r] == 0.0f ? 0.0f : count[r] / sum[r];
             top[r] = reduce_max(excess(set(max[r]), set(ratio[r]), set(offset[r])));
             if (top[r] <= kTie) top[r] = 0.0f;
+            if (top[r] > 0.0f && top[r] <= std::numeric_limits<float>::max()) {
+                int exponent;  // any divisor of about this size serves; by a power of two no digit is lost
+                std::frexp(top[r], &exponent);
+                top[r] = std::ldexp(1.0f, exponent);
+            }
             if (top[r] == 0.0f) total[r] = sum[r];
         }
     }
@@ -204,7 +209,7 @@ struct Reweighted {
             }
         }
     }
-    static Vec excess(Vec f, Vec ratio, Vec level) { return max2(set(0.0f), sub(mul(f, ratio), level)); }
+    static Vec excess(Vec f, Vec ratio, Vec level) { return max2(set(0.0f), fma(f, ratio, sub(set(0.0f), level))); }
     template <class Power>
     void weigh_row(const Tile& tile, float* second, Index r, Power power) {
         const Vec slope = set(ratio[r]), level = set(offset[r]), inverse = set(1.0f / top[r]);
