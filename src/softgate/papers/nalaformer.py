@@ -167,7 +167,7 @@ def _backbones(size: str, prefix: str, rest: tuple[str, ...], seeds: int, **conf
 _ENTROPY = Cell("entropy", {"keys": 256, "width": 32}, measure_entropy, seeds=1)
 _COMPARED = ("relu", "polarity", "fixed3")
 _FURTHER = ("softmax", "cosine", "scaled")
-_TRAINING = {"batch": 64, "lr": 3e-3, "warmup": 20, "weight_decay": 0.05}
+_TRAINING: dict[str, Any] = {"batch": 64, "lr": 3e-3, "warmup": 20, "weight_decay": 0.05}
 _SMALL_BATCH = {**_TRAINING, "batch": 32}
 _LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 _SMOKE = Scale(
@@ -184,7 +184,8 @@ _LAPTOP = Scale(
         _ENTROPY,
         *_vits("mnist", _COMPARED, 3, dataset="mnist", patch_size=2, steps=300, tested=1000, **_SMALL_BATCH),
         *_vits("mnist", _FURTHER, 1, dataset="mnist", patch_size=2, steps=300, tested=1000, **_SMALL_BATCH),
-        *_vits("cifar", (*_COMPARED, *_FURTHER), 1, dataset="cifar10", patch_size=4, steps=400, tested=1000, **_TRAINING),
+        *_vits("cifar", (*_COMPARED, *_FURTHER), 1,
+               dataset="cifar10", patch_size=4, steps=400, tested=1000, **_TRAINING),
         *_backbones("small_images", "hybrid", ("softmax",), 1,
                     dataset="cifar10", steps=250, tested=1000, **_SMALL_BATCH),
         *(Cell(f"times_{name}", {"lengths": _LENGTHS, "heads": 2, "width": 64, "turns": 3, "is_causal": is_causal},
