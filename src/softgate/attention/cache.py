@@ -136,3 +136,10 @@ class StateCache:
         """Replace the state by that after ``tokens`` further tokens."""
         self._state = state
         self._length += tokens
+
+    def truncate(self, length: int) -> None:
+        """Forget everything (``length`` 0); a state cannot forget its last tokens."""
+        if length not in (0, self._length):
+            raise StateError(f"length must be 0 or {self._length}: a state over tokens cannot forget some of them")
+        if length == 0:
+            self._length, self._state = 0, None

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from softgate._math import masks
-from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, bad_type
+from softgate.attention.cache import StateCache
+from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type
 
 
 class LinearAttentionState(NamedTuple):
@@ -25,7 +26,7 @@ class LinearAttentionState(NamedTuple):
     tokens: Tensor
 
 
-class LinearAttentionCache:
+class LinearAttentionCache(StateCache):
     """The state of one attention layer while it decodes: what a KV cache is to softmax attention, of constant size.
 
     Example:
@@ -34,19 +35,11 @@ class LinearAttentionCache:
         (0, None)
     """
 
-    def __init__(self) -> None:
-        self._length = 0
-        self._state: LinearAttentionState | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens seen, padding included."""
-        return self._length
-
     @property
     def state(self) -> LinearAttentionState | None:
         """Sums over the tokens seen, None before the first."""
-        return self._state
+        stored = super().state
+        return None if stored is None else LinearAttentionState(*stored)
 
     def advance(self, state: LinearAttentionState, tokens: int) -> None:
         """Replace the state by one that holds ``tokens`` more tokens."""
@@ -54,14 +47,7 @@ class LinearAttentionCache:
             bad_type("state", state, "a LinearAttentionState")
         if isinstance(tokens, bool) or not isinstance(tokens, int):
             bad_type("tokens", tokens, "an int")
-        self._state, self._length = state, self._length + tokens
-
-    def truncate(self, length: int) -> None:
-        """Forget everything (``length`` 0); a sum cannot forget its last terms."""
-        if length not in (0, self._length):
-            raise StateError(f"length must be 0 or {self._length}: sums over tokens cannot forget some of them")
-        if length == 0:
-            self.__init__()  # type: ignore[misc]
+        self.store(state, tokens)
 
 
 def check_state(state: Any, query: Tensor, key: Tensor, value: Tensor) -> None:
