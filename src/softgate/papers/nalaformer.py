@@ -93,7 +93,7 @@ def measure_backbone(run: CellRun) -> Figures:
 
 @torch.no_grad()
 def _saturation(model: ViT, images: Tensor) -> Figures:
-    """Mean norm of the queries and mean tanh of it, over all layers; 1 means that the norm has no effect left."""
+    """Mean norm of the queries and mean tanh of it, scaled, over all layers; at 1 the norm has no effect left."""
     norms: list[Tensor] = []
 
     def look(mixer: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -108,7 +108,8 @@ def _saturation(model: ViT, images: Tensor) -> Figures:
     if not norms:
         return {}
     together = torch.cat([norm.flatten() for norm in norms])
-    return {"query_norm": float(together.mean()), "mean_tanh": float(together.tanh().mean())}
+    scale = model.config.attention_options.get("norm_scale", 1.0)
+    return {"query_norm": float(together.mean()), "mean_tanh": float((scale * together).tanh().mean())}
 
 
 def measure_times(run: CellRun) -> Figures:
