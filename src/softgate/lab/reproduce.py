@@ -48,6 +48,11 @@ class Outcome:
         return 1 if missed or failed else 0
 
 
+def cell_folder(out: str | Path, slug: str, scale: str, cell: str, seed: int) -> Path:
+    """Where a cell's own files are, below the folder that receives all reproductions."""
+    return Path(out) / slug / scale / "cells" / f"{cell}-s{seed}"
+
+
 def reproduce(
     slug: str,
     *,
@@ -102,7 +107,7 @@ def reproduce(
                 scale,
                 cell.name,
                 seed,
-                str(folder / "cells" / f"{cell.name}-s{seed}"),
+                str(cell_folder(out, slug, scale, cell.name, seed)),
                 resume=resume,
                 threads=max(1, cores // width),
                 device=device,

@@ -131,6 +131,17 @@ def run_task(task: CellTask) -> CellResult:
         return CellResult(task, status, error=_describe(error), seconds=seconds, attempts=attempts)
 
 
+def follow_task(task: CellTask) -> None:
+    """Take part in a measurement that several processes make together, while one of them runs :func:`run_task`."""
+    _measure(task, *_find_cell(task))
+
+
+def is_finished(task: CellTask) -> bool:
+    """Whether ``run_task`` would take an earlier result instead of measuring."""
+    _, cell = _find_cell(task)
+    return task.resume and _finished_result(task, _identity(task, cell)) is not None
+
+
 def _find_cell(task: CellTask) -> tuple[Paper, Cell]:
     paper: Paper = importlib.import_module(task.module).PAPER if task.module else load_paper(task.paper)
     for cell in paper.scale(task.scale).cells:

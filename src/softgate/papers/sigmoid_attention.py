@@ -158,7 +158,7 @@ _SMALL: dict[str, Any] = {
     "qk_norm": False, "validation": 256, "stretched": 8192,
 }  # fmt: skip
 _MEDIUM: dict[str, Any] = {
-    "num_layers": 4, "num_heads": 2, "embed_dim": 128, "length": 128, "batch": 4, "steps": 600, "lr": 3e-3,
+    "num_layers": 4, "num_heads": 2, "embed_dim": 128, "length": 128, "batch": 4, "steps": 400, "lr": 3e-3,
     "warmup": 20, "qk_norm": True, "validation": 64, "stretched": 8192,
 }  # fmt: skip
 _LARGE: dict[str, Any] = {
