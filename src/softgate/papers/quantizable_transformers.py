@@ -309,8 +309,7 @@ _CLAIMS = (
         'increase_4["gated"] <= 0.8 * increase_4["softmax"]',
         direction='increase_4["clipped_4"] < increase_4["softmax"] and increase_4["gated"] < increase_4["softmax"]',
         scales=("laptop",),
-        note="At 8 bits a model of this size loses nothing whatever its attention; four bits do to it what eight do to "
-        "a large one.",
+        note="Eight bits hardly hurt a model of this size; fewer stand in for what eight do to a large one.",
     ),
     Claim(
         id="eight-bits-for-free",
@@ -357,8 +356,10 @@ PAPER = Paper(
     methods=("normalizers.clipped_softmax", "attention.clipped_softmax_attention"),
     code="Qualcomm-AI-research/outlier-free-transformers",
     notes=(
-        "At 8 bits the small models show no difference between the variants (see increase_8 beside increase_4): the "
-        "collapse at 8 bits needs the paper's scale, so the smaller scales compare fewer bits.",
+        "At 8 bits the small models lose little with any attention (increase_8 beside increase_4): the collapse at 8 "
+        "bits needs the paper's scale, so the smaller scales compare fewer bits.",
+        "Where softmax forms no outliers there is nothing to remove: normal numbers have a kurtosis of 3, and the "
+        "small softmax model stays near it, while OPT-125M reaches 1778.",
         "Quantisation is simulated: weights symmetric per tensor with 8 bits, activations asymmetric per tensor with "
         "static ranges from 16 batches (running min-max, momentum 0.9), final head exact. Attention weights never "
         "leave their module and stay exact here, while the paper rounds them too.",

@@ -224,9 +224,9 @@ _LAPTOP = Scale(
     ),
     seeds=3,
     minutes=9.0,
-    note="Vision transformers of 2 layers, 2 heads and width 32 on MNIST (196 tokens with three "
-    "seeds, 49 with one) and CIFAR-10 (one), 300 steps of 64 images: early training. A small pyramid of three stages on "
-    "CIFAR-10, 200 steps, one seed.",
+    note="Vision transformers of 2 layers, 2 heads and width 32 on MNIST (196 tokens with three seeds, 49 with one) "
+    "and CIFAR-10 (one), 300 steps of 64 images: early training. A small pyramid of three stages on CIFAR-10, 200 "
+    "steps, one seed.",
 )  # fmt: skip
 _PAPER = Scale(
     cells=_pyramids(
