@@ -66,6 +66,8 @@ def test_figures_by_hand() -> None:
         for name, hidden in ((f"layers.{index}.ffn", ffn), (f"layers.{index}", tokens * factor)):
             assert report["modules"][name]["inf_norm"] == pytest.approx(float(hidden.abs().amax(-1).mean()), rel=1e-5)
             assert report["modules"][name]["kurtosis"] == pytest.approx(float(kurtosis(hidden).mean()), rel=1e-4)
+            assert report["modules"][name]["peak_kurtosis"] == pytest.approx(float(kurtosis(hidden).max()), rel=1e-4)
+    assert report["peak_kurtosis"] == max(m["peak_kurtosis"] for m in report["modules"].values())
     assert list(report["modules"]) == ["layers.0", "layers.0.ffn", "layers.1", "layers.1.ffn"]
     curves = [m["kurtosis"] for m in report["modules"].values()]
     assert report["max_kurtosis"] == max(curves) and report["mean_kurtosis"] == pytest.approx(sum(curves) / 4)

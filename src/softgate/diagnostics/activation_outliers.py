@@ -19,6 +19,8 @@ __all__ = ["ModuleOutliers", "OutlierReport", "kurtosis", "outliers"]
 _FEED_FORWARD = ("ffn", "mlp", "feed_forward", "fc2", "linear2")
 #: The same as a path within the layer: BERT and ViT as transformers writes them.
 _FEED_FORWARD_PATHS = ("output.dense",)
+#: Tokens seen, sum of their infinity norms, sum of their kurtoses, largest kurtosis.
+_Sums = tuple[int, float, float, float]
 
 
 class ModuleOutliers(TypedDict):
@@ -27,10 +29,12 @@ class ModuleOutliers(TypedDict):
     Attributes:
         inf_norm: largest absolute feature of a token, mean over tokens.
         kurtosis: kurtosis over the features of a token, mean over tokens; about 3 for normal numbers.
+        peak_kurtosis: the same of the token that has the largest; a few tokens with outliers show here first.
     """
 
     inf_norm: float
     kurtosis: float
+    peak_kurtosis: float
 
 
 class OutlierReport(TypedDict):
@@ -41,12 +45,14 @@ class OutlierReport(TypedDict):
         max_inf_norm: largest ``inf_norm`` of all modules.
         mean_kurtosis: mean ``kurtosis`` over modules.
         max_kurtosis: largest ``kurtosis`` of all modules.
+        peak_kurtosis: largest kurtosis of any token in any module.
     """
 
     modules: dict[str, ModuleOutliers]
     max_inf_norm: float
     mean_kurtosis: float
     max_kurtosis: float
+    peak_kurtosis: float
 
 
 def kurtosis(x: Tensor, dim: int = -1) -> Tensor:
@@ -118,7 +124,7 @@ def outliers(
     if not isinstance(model, nn.Module):
         bad_type("model", model, "a torch.nn.Module")
     names = _layers(model) if modules is None else _named(model, modules)
-    sums: dict[str, list[float]] = {}
+    sums: dict[str, _Sums] = {}
     keep: list[Tensor | None] = [None]
 
     def look(name: str, output: Any) -> None:
@@ -131,9 +137,11 @@ def outliers(
             tokens = tokens[mask.to(tokens.device).flatten()]
         if not len(tokens):
             return
-        totals = sums.setdefault(name, [0.0, 0.0, 0.0])
-        per_token = (torch.ones(len(tokens)), tokens.abs().amax(-1), kurtosis(tokens))
-        sums[name] = [total + float(values.double().sum()) for total, values in zip(totals, per_token, strict=True)]
+        count, inf_norms, kurtoses, peak = sums.get(name, (0, 0.0, 0.0, 0.0))
+        found = kurtosis(tokens)
+        inf_norms += float(tokens.abs().amax(-1).double().sum())
+        kurtoses += float(found.double().sum())
+        sums[name] = (count + len(tokens), inf_norms, kurtoses, max(peak, float(found.max())))
 
     with ExitStack() as stack:
         stack.enter_context(eval_mode(model))
@@ -149,17 +157,21 @@ def outliers(
     return _report(names, sums)
 
 
-def _report(names: Sequence[str], sums: Mapping[str, Sequence[float]]) -> OutlierReport:
+def _report(names: Sequence[str], sums: Mapping[str, _Sums]) -> OutlierReport:
     missing = [name for name in names if name not in sums]
     if missing:
         raise StateError(f"no tokens went through {', '.join(missing)}")
-    found = {name: ModuleOutliers(inf_norm=top / n, kurtosis=k / n) for name, (n, top, k) in sums.items()}
+    found = {
+        name: ModuleOutliers(inf_norm=top / n, kurtosis=k / n, peak_kurtosis=peak)
+        for name, (n, top, k, peak) in sums.items()
+    }
     curves = [entry["kurtosis"] for entry in found.values()]
     return OutlierReport(
         modules={name: found[name] for name in names},
         max_inf_norm=max(entry["inf_norm"] for entry in found.values()),
         mean_kurtosis=sum(curves) / len(curves),
         max_kurtosis=max(curves),
+        peak_kurtosis=max(entry["peak_kurtosis"] for entry in found.values()),
     )
 
 
