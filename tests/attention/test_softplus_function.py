@@ -162,16 +162,15 @@ class Largest(TorchDispatchMode):
 @pytest.mark.parametrize(("power", "length"), [(15, 16_384), (None, 8192)])
 def test_memory_grows_with_the_length_only(power: int | None, length: int) -> None:
     inputs = [torch.randn(1, 1, length, 2, requires_grad=True) for _ in range(3)]
-    choice = explain(softplus_attention, *inputs, is_causal=True)
-    assert choice.chosen == "tiled"
     with Largest() as seen:
-        choice.run(*inputs, is_causal=True, reweight_power=power).sum().backward()
+        tiled.run(*inputs, is_causal=True, reweight_power=power).sum().backward()
     assert seen.numel <= 1 << 18 <= length**2 // 256  # one tile of 512 x 512
     assert inputs[0].grad is not None and bool(inputs[0].grad.isfinite().all())
 
 
 def test_which_calls_go_to_tiles() -> None:
-    big, small = torch.zeros(1, 1, 512, 4), torch.zeros(1, 1, 511, 4)
+    # float64, for which there are no native kernels
+    big, small = (torch.zeros(1, 1, length, 4, dtype=torch.float64) for length in (512, 511))
     bias = torch.zeros(512, 512, requires_grad=True)
     assert explain(softplus_attention, big, big, big).chosen == "tiled"
     for word, tensor, options in [
