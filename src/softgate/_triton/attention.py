@@ -10,6 +10,7 @@ import torch
 import triton
 from torch import Tensor
 
+from softgate._math.double_backward import differentiable_gradients
 from softgate._triton import interpreting, maps, tiles
 from softgate._triton.backward import keys_and_values, queries, row_sums
 from softgate._triton.forward import forward
@@ -135,7 +136,7 @@ class _Attention(torch.autograd.Function):
         query, key, value, gate, head_bias, mask, slopes, out, stats = ctx.saved_tensors
         inputs = (query, key, value, gate, head_bias)
         if torch.is_grad_enabled():  # create_graph=True: these kernels have no derivative of their own
-            found = _through_reference(ctx.call.reference, inputs, ctx.needs_input_grad[:5], grads[0])
+            found = differentiable_gradients(ctx.call.reference, inputs, ctx.needs_input_grad[:5], grads[0])
             return (*found, *5 * (None,))
         dout, dgate = grads[0], None
         products = dout.float() * out.float()
@@ -225,14 +226,6 @@ class _Backward:
         dv = torch.empty(self.value.shape, dtype=self.value.dtype, device=self.value.device)
         keys_and_values[self.by_cols](*self.tensors, dk, dv, *self.sizes, **self.constants)
         return dk, dv
-
-
-def _through_reference(
-    reference: Callable[..., Tensor], inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...], grad: Tensor
-) -> tuple[Tensor | None, ...]:
-    wanted = [x for x, need in zip(inputs, needed, strict=True) if x is not None and need]
-    found = iter(torch.autograd.grad(reference(*inputs), wanted, grad, create_graph=True))
-    return tuple(next(found) if x is not None and need else None for x, need in zip(inputs, needed, strict=True))
 
 
 def _mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Any, ...]:

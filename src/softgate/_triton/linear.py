@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from softgate._math.double_backward import differentiable_gradients
 from softgate._triton import interpreting, tiles
 from softgate._triton.tiles import load, product, store
 
@@ -156,9 +157,7 @@ class _CausalLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out, denominator = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
-            found = torch.autograd.grad(
-                ctx.reference(query, key, value), (query, key, value), grads[0], create_graph=True
-            )
+            found = differentiable_gradients(ctx.reference, (query, key, value), ctx.needs_input_grad[:3], grads[0])
             return (*found, None, None)
         batch, heads, length, features = query.shape
         groups, width = key.shape[1], value.shape[3]

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from softgate._math import masks
 from softgate._math.clipping import resolve_gamma
+from softgate._math.double_backward import differentiable_gradients
 from softgate._math.tiles import Tiles, fold_kv_heads, worthwhile
 from softgate.attention.clipped.reference import clipped_softmax_attention_reference
 from softgate.dispatch import is_batched_gradient, mode
@@ -214,12 +215,11 @@ def _backward_by_reference(
     ctx: Any, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, grad: Tensor
 ) -> tuple[Tensor | None, ...]:
     """The gradients of q, k and v in operations that can be differentiated and batched, by way of the reference."""
-    inputs = (query, key, value)
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad(), masks.without_autocast(query):
-        y = clipped_softmax_attention_reference(
-            *inputs, attn_mask, enable_gqa=True, gamma=ctx.gamma, zeta=ctx.zeta, **ctx.options
+
+    def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return clipped_softmax_attention_reference(
+            query, key, value, attn_mask, enable_gqa=True, gamma=ctx.gamma, zeta=ctx.zeta, **ctx.options
         )
-    wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=create_graph))
-    return tuple(next(found) if need else None for need in ctx.needs_input_grad[:3])
+
+    with masks.without_autocast(query):
+        return differentiable_gradients(dense, (query, key, value), ctx.needs_input_grad[:3], grad)

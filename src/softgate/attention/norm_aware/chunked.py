@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._C._functorch import is_batchedtensor, is_legacy_batchedtensor
 
 from softgate._math import masks
+from softgate._math.double_backward import differentiable_gradients
 from softgate.attention.norm_aware import backward, forward
 from softgate.attention.norm_aware.blocks import Problem, turns
 from softgate.attention.norm_aware.features import FeatureMap
@@ -154,14 +155,13 @@ class _Chunked(torch.autograd.Function):
 
 def _plain_backward(ctx: Any, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of q, k, v by way of the reference; differentiable themselves if the inputs are."""
-    options, again = ctx.options, torch.is_grad_enabled()
-    if not again:
-        inputs = tuple(x.detach().requires_grad_() for x in inputs)
-    with torch.enable_grad(), masks.without_autocast(inputs[0]):
+    options = ctx.options
+
+    def plain(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         y = norm_aware_reference(
-            inputs[0],
-            inputs[1],
-            inputs[2],
+            query,
+            key,
+            value,
             is_causal=options["is_causal"],
             enable_gqa=options["enable_gqa"],
             key_padding_mask=options["keep"],
@@ -170,7 +170,8 @@ def _plain_backward(ctx: Any, inputs: tuple[Tensor, ...], grad: Tensor) -> tuple
             eps=options["eps"],
             **options["constants"]._asdict(),
         )
-    assert isinstance(y, Tensor)
-    wanted = [x for x, need in zip(inputs, ctx.needs_input_grad, strict=False) if need]
-    found = iter(torch.autograd.grad(y, wanted, grad, create_graph=again))
-    return tuple(next(found) if need else None for need in ctx.needs_input_grad[:3])
+        assert isinstance(y, Tensor)
+        return y
+
+    with masks.without_autocast(inputs[0]):
+        return differentiable_gradients(plain, inputs, ctx.needs_input_grad[:3], grad)

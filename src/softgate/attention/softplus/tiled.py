@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from softgate._math import masks
+from softgate._math.double_backward import differentiable_gradients
 from softgate._math.tiles import Tiles, fold_kv_heads, worthwhile
 from softgate.attention.softplus.reference import (
     POSITIVE_MAPS,
@@ -282,11 +283,12 @@ def _differentiable_backward(
 ) -> tuple[Tensor | None, ...]:
     """The gradients as functions of query, key, value and ``grad``, by way of the dense form."""
     tiles, rule = ctx.tiles, ctx.rule
-    mask = tiles.mask(slice(0, tiles.queries), slice(0, tiles.keys))
-    weights = first_stage(tiles.scores(query, key, mask), mask.allowed, rule.phi)
-    if rule.power is not None:
-        weights = second_stage(weights, count, rule.power, rule.offset, rule.offset_min_keys)
-    y_BHTD = weights @ _widened(value, query)
-    wanted = [x for x, need in zip((query, key, value), ctx.needs_input_grad, strict=False) if need]
-    found = iter(torch.autograd.grad(y_BHTD, wanted, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in ctx.needs_input_grad[:3])
+
+    def dense(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mask = tiles.mask(slice(0, tiles.queries), slice(0, tiles.keys))
+        weights = first_stage(tiles.scores(query, key, mask), mask.allowed, rule.phi)
+        if rule.power is not None:
+            weights = second_stage(weights, count, rule.power, rule.offset, rule.offset_min_keys)
+        return weights @ _widened(value, query)
+
+    return differentiable_gradients(dense, (query, key, value), ctx.needs_input_grad[:3], grad)
