@@ -126,7 +126,7 @@ def compare(options: argparse.Namespace, training: bool) -> list[dict[str, Any]]
             candidates = {"sdpa": call(sdpa, tensors, causal, upstream), "gemm": gemm}
             for name, function in methods(length).items():
                 candidates[name] = call(function, tensors, causal, upstream)
-                if length <= LONGEST_EAGER:
+                if length <= (LONGEST_EAGER if upstream is None else LONGEST_EAGER // 4):
                     candidates[f"{name} eager"] = call(eager(name, length), tensors, causal, upstream)
             times = interleaved(candidates, turns=options.turns if length < 8192 else max(options.turns // 2, 3))
             rate = gemm_operations / times["gemm"].median
@@ -183,7 +183,7 @@ def linear(options: argparse.Namespace) -> list[dict[str, Any]]:
             "sdpa causal": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         }
         with torch.no_grad():
-            times = interleaved(candidates, turns=options.turns if length < 16_384 else 5)
+            times = interleaved(candidates, turns=options.turns if length < 16_384 else 1)
         found += [{"op": name, "T": length, "ms": 1e3 * t.median} for name, t in times.items()]
     at = {(row["op"], row["T"]): row["ms"] for row in found}
     for row in found:
