@@ -41,42 +41,31 @@ Attention = Callable[..., Tensor]
 
 def methods(length: int) -> Mapping[str, Attention]:
     """Every tiled method as ``f(q, k, v, gate, is_causal=…)``."""
-
-    def gated(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, **options: Any) -> Tensor:
-        return gated_attention(q, k, v, gate, **options)
-
-    def ungated(function: Attention, **fixed: Any) -> Attention:
-        return lambda q, k, v, gate, **options: function(q, k, v, **fixed, **options)
-
-    return {
-        "gated": gated,
-        "sigmoid": ungated(sigmoid_attention, bias=-math.log(length)),
-        "lssa": ungated(softplus_attention, reweight_power=None),
-        "lssar": ungated(softplus_attention, reweight_power=15),
-        "clipped": ungated(clipped_softmax_attention, alpha=4.0, max_seq_len=length),
-    }
+    return {name: adapted(name, function, fixed) for name, (function, fixed) in calls(length).items()}
 
 
 def eager(name: str, length: int) -> Attention:
     """The plain-torch reference of a method: what one writes without a kernel."""
-    functions = {
-        "gated": gated_attention,
-        "sigmoid": sigmoid_attention,
-        "lssa": softplus_attention,
-        "lssar": softplus_attention,
-        "clipped": clipped_softmax_attention,
+    function, fixed = calls(length)[name]
+    return adapted(name, record_of(function).reference, fixed)
+
+
+def calls(length: int) -> Mapping[str, tuple[Attention, Mapping[str, Any]]]:
+    """The public function of every tiled method, and the arguments that it is timed with."""
+    return {
+        "gated": (gated_attention, {}),
+        "sigmoid": (sigmoid_attention, {"bias": -math.log(length)}),
+        "lssa": (softplus_attention, {"reweight_power": None}),
+        "lssar": (softplus_attention, {"reweight_power": 15}),
+        "clipped": (clipped_softmax_attention, {"alpha": 4.0, "max_seq_len": length}),
     }
-    fixed: dict[str, dict[str, Any]] = {
-        "gated": {},
-        "sigmoid": {"bias": -math.log(length)},
-        "lssa": {"reweight_power": None},
-        "lssar": {"reweight_power": 15},
-        "clipped": {"alpha": 4.0, "max_seq_len": length},
-    }
-    reference = record_of(functions[name]).reference
+
+
+def adapted(name: str, function: Attention, fixed: Mapping[str, Any]) -> Attention:
+    """``function`` with its arguments fixed; only gated attention takes the gate."""
     if name == "gated":
-        return reference
-    return lambda q, k, v, gate, **options: reference(q, k, v, **fixed[name], **options)
+        return function
+    return lambda q, k, v, gate, **options: function(q, k, v, **fixed, **options)
 
 
 def inputs(length: int, training: bool) -> list[Tensor]:

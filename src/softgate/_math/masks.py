@@ -185,6 +185,11 @@ def resolve_mask(
         window: see :func:`causal_mask`.
     """
     allowed = structural_mask(query.shape[-2], key.shape[-2], is_causal=is_causal, window=window, device=query.device)
+    return split_mask(attn_mask, allowed)
+
+
+def split_mask(attn_mask: Tensor | None, allowed: Tensor | None) -> Mask:
+    """A mask argument (or a part of one) and a bool mask of the same pairs as one :class:`Mask`."""
     if attn_mask is None:
         return Mask(allowed, None)
     if attn_mask.dtype is torch.bool:

@@ -109,14 +109,8 @@ class Tiles:
 
     def mask(self, rows: slice, cols: slice) -> Mask:
         """The tile of the mask; ``allowed`` is None where every pair of the tile exists."""
-        allowed = self._structure(rows, cols)
-        if self.attn_mask is None:
-            return Mask(allowed, None)
-        part = self.part(self.attn_mask, rows, cols)
-        if part.dtype is torch.bool:
-            return Mask(part if allowed is None else part & allowed, None)
-        finite = part != float("-inf")
-        return Mask(finite if allowed is None else finite & allowed, part.masked_fill(~finite, 0.0))
+        part = None if self.attn_mask is None else self.part(self.attn_mask, rows, cols)
+        return masks.split_mask(part, self._structure(rows, cols))
 
     def _structure(self, rows: slice, cols: slice) -> Tensor | None:
         offset = self.keys - self.queries
