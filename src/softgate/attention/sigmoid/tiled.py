@@ -20,6 +20,7 @@ from torch import Tensor
 
 from softgate import dispatch
 from softgate._math import masks, tiles
+from softgate._math.double_backward import differentiable_gradients
 from softgate._math.masks import Mask
 from softgate._math.tiles import Tiles
 from softgate.attention.sigmoid.reference import (
@@ -205,22 +206,13 @@ class _TiledSigmoid(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         inputs, wanted = ctx.saved_tensors, ctx.needs_input_grad[:5]
         with masks.without_autocast(inputs[0]):
-            if torch.is_grad_enabled():  # create_graph=True
-                found = _differentiable_gradients(inputs, wanted, grads[0], ctx.options)
+            if torch.is_grad_enabled():  # create_graph=True: autograd records the walk, which then costs T·S memory
+                found = differentiable_gradients(
+                    lambda *views: _Walk((*views, inputs[5]), ctx.options).forward(), inputs[:5], wanted, grads[0]
+                )
             else:
                 found = _gradients(_Walk(inputs, ctx.options), inputs, wanted, grads[0])
         return (*found, None, None)
-
-
-def _differentiable_gradients(
-    inputs: tuple[Tensor | None, ...], wanted: tuple[bool, ...], grad: Tensor, options: _Options
-) -> tuple[Tensor | None, ...]:
-    """The same as functions of all inputs: autograd records the walk, which then costs T·S memory."""
-    # One tensor may be query and key at once: as views they are told apart.
-    views = tuple(None if x is None else x.view_as(x) for x in inputs)
-    leaves = [x for x, need in zip(views, wanted, strict=False) if need and x is not None]
-    found = iter(torch.autograd.grad(_Walk(views, options).forward(), leaves, grad, create_graph=True))
-    return tuple(next(found) if need else None for need in wanted)
 
 
 def _gradients(

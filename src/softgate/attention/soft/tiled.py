@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from softgate._math import masks
+from softgate._math.double_backward import differentiable_gradients
 from softgate.attention.soft.newton import Alpha
 from softgate.attention.soft.reference import Inverse, landmark_core, nystrom, output_and_working_dtype
 
@@ -213,13 +214,12 @@ def _product_into(out: Tensor, left: Tensor, right: Tensor) -> None:
 def _differentiable_backward(needed: tuple[bool, ...], *arguments: Any) -> tuple[Tensor | None, ...]:
     """The gradients by way of the reference: for ``create_graph`` (functions of all inputs) and batched gradients."""
     query, value, landmarks, core, keep, grad = arguments
-    create = torch.is_grad_enabled()
-    with torch.enable_grad(), masks.without_autocast(query):
-        # The core comes from the landmarks; through views of its own, every input is taken as if it were independent.
-        inputs = [x.view_as(x) if x.requires_grad else x for x in (query, value, landmarks, core)]
-        q_BND, v_BNV, b_BMD, core_BMM = (x.to(core.dtype) for x in inputs)
-        keep_BN = None if keep is None else keep.unsqueeze(-2)
-        output = nystrom(q_BND, v_BNV, b_BMD, core_BMM, keep_BN).to(grad.dtype)
-    wanted = [x for x, need in zip(inputs, needed, strict=False) if need]
-    found = iter(torch.autograd.grad(output, wanted, grad, create_graph=create))
-    return (*(next(found) if need else None for need in needed[:4]), None, None)
+    keep_BN = None if keep is None else keep.unsqueeze(-2)
+
+    def plain(q_BND: Tensor, v_BNV: Tensor, b_BMD: Tensor, core_BMM: Tensor) -> Tensor:
+        q_BND, v_BNV, b_BMD = (x.to(core.dtype) for x in (q_BND, v_BNV, b_BMD))
+        return nystrom(q_BND, v_BNV, b_BMD, core_BMM, keep_BN).to(grad.dtype)
+
+    with masks.without_autocast(query):
+        found = differentiable_gradients(plain, (query, value, landmarks, core), needed[:4], grad)
+    return (*found, None, None)
