@@ -351,7 +351,7 @@ _PLOTS = (
     Plot("taylor", "lines", y="error", x="order", title="Softmax as the limit of finite systems",
          xlabel="order of the Taylor polynomial", ylabel="relative error of the output", log="y"),
     Plot("recall", "lines", y="accuracy", x="state_dim", title="One-layer recall of 16 pairs (medians)",
-         xlabel="state expansion n", ylabel="accuracy", log="x"),
+         xlabel="state expansion n", ylabel="accuracy", log="x", cells=tuple(f"recall-{name}" for name in VARIANTS)),
     Plot("recall_16", "bars", y="accuracy_16", title="One-layer recall at n = 16 (medians)", ylabel="accuracy"),
     Plot("mqar", "lines", y="accuracy_curve", x="step", title="MQAR: accuracy while training", xlabel="training step",
          ylabel="accuracy", reference={"guess among the 4 values (laptop)": 0.25}),
