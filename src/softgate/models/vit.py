@@ -105,7 +105,8 @@ class ViT(nn.Module):
         """Logits (B, num_classes) of ``images`` (B, channels, image_size, image_size)."""
         expected = (self.config.channels, self.config.image_size, self.config.image_size)
         if images.ndim != 4 or tuple(images.shape[1:]) != expected:
-            raise ArgumentValueError(f"images must have shape (batch, {expected}), got {tuple(images.shape)}")
+            sizes = ", ".join(map(str, expected))
+            raise ArgumentValueError(f"images must have shape (batch, {sizes}), got {tuple(images.shape)}")
         x = self.patches(images).flatten(2).mT + self.positions
         for block in self.blocks:
             x = block(x, self.side)
