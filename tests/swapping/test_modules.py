@@ -84,7 +84,7 @@ def test_a_query_without_keys_gives_zero_before_the_projection() -> None:
     assert torch.equal(layer(x, x, x, key_padding_mask=all_padding)[0], torch.ones(1, 3, 8))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: getattr(method, "__name__", method))
 @pytest.mark.parametrize("build", ["encoder", "decoder", "timm"])
 def test_swap_and_unswap_whole_models(build: str, method: Any) -> None:
     model, call = _whole(build)
