@@ -80,7 +80,8 @@ class Method:
         smallest_width: for family ``attention``, the smallest head dimension that the function is defined for.
         output_range: closed interval that holds every output.
         error_scale: what rounding errors are measured against: each entry (``"relative"``) or the largest one
-            (``"tensor"``), for maps whose small entries are differences of larger numbers. None: by ``output_range``.
+            (``"tensor"``), for maps whose small entries are differences of larger numbers, or each entry but at least
+            1 (``"logarithm"``), for logarithms of sums. None: by ``output_range``.
         masks: which masks an attention function takes: ``"any"``, or ``"keys"`` for those that are the same for all
             heads and queries, (…, 1, 1, S), as attention that never forms its weights can apply.
         fixed: arguments of the family's signature that accept nothing but their default.
@@ -104,7 +105,7 @@ class Method:
     exempt: Mapping[str, str] = field(default_factory=dict)
     smallest_width: int = 1
     output_range: tuple[float, float] = (float("-inf"), float("inf"))
-    error_scale: Literal["relative", "tensor"] | None = None
+    error_scale: Literal["relative", "tensor", "logarithm"] | None = None
     masks: Literal["any", "keys"] = "any"
     fixed: tuple[str, ...] = ()
     masked_rows: Literal["zeros", "nan", "not applicable"] = "not applicable"

@@ -156,6 +156,8 @@ def test_a_cuda_torchvision_beside_cpu_torch_is_found_without_an_import(
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('operator torchvision::nms does not exist')\n")
     monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)  # another test may have imported the real one
     monkeypatch.setattr(torch.version, "cuda", None)
     (package / "_C.so").write_bytes(b"\x7fELF...libtorch_cpu.so\x00libc10.so\x00")
     assert not torchvision_needs_cuda()

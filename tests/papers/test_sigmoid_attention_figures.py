@@ -79,7 +79,7 @@ def test_grid_is_complete() -> None:
         if "_norms_" in cell.name or "_plain_" in cell.name
     }
     settings = {(c["variant"], c["qk_norm"], c["lr"]) for c in cells.values()}
-    assert len(settings) == len(cells) == 18 and {c["steps"] for c in cells.values()} == {150}
+    assert len(settings) == len(cells) == 18 and {c["steps"] for c in cells.values()} == {100}
 
 
 def test_the_paper_scale_has_about_a_billion_parameters() -> None:

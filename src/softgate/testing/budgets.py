@@ -18,8 +18,9 @@ from softgate.testing.report import fail
 __all__ = ["Scale", "band", "check_within_budget", "close", "ulp", "ulp_error"]
 
 #: What an error is measured against. ``relative``: each entry. ``tensor``: the largest entry of the tensor, for results
-#: that are sums of terms of either sign, where an entry can be small by cancellation.
-Scale = Literal["relative", "tensor"]
+#: that are sums of terms of either sign, where an entry can be small by cancellation. ``logarithm``: each entry, or 1
+#: where the entry is smaller: the relative error of a sum is the absolute error of its logarithm.
+Scale = Literal["relative", "tensor", "logarithm"]
 
 
 def band(dtype: torch.dtype, terms: int) -> float:
@@ -69,7 +70,7 @@ def check_within_budget(
         return
     low = torch.where(low.isfinite(), low, exact)
     tiny = torch.finfo(dtype).tiny
-    size = exact.abs() if scale == "relative" else exact.abs().max().clamp_min(size_at_least).expand_as(exact)
+    size = _size(exact.abs(), scale, size_at_least)
     counted = size >= tiny  # below the normal range a result may be flushed to zero
     relative = torch.where(counted, (low - exact).abs() / size.clamp_min(tiny), 0.0).max()
     allowed = (2 * relative + band(dtype, terms)) * size + tiny
@@ -81,6 +82,13 @@ def check_within_budget(
             f"plus rounding): got {got[worst]:.9g}, float64 gives {exact[worst]:.9g}, the reference in {dtype} "
             f"{low[worst]:.9g}"
         )
+
+
+def _size(magnitude: Tensor, scale: Scale, at_least: float = 0.0) -> Tensor:
+    """What each entry's error is measured against."""
+    if scale == "tensor":
+        return magnitude.max().clamp_min(at_least).expand_as(magnitude)
+    return magnitude.clamp_min(1.0) if scale == "logarithm" else magnitude
 
 
 def _check_same_special_values(got: Tensor, expected: Tensor, what: str) -> None:
@@ -110,8 +118,7 @@ def close(a: Tensor, b: Tensor, *, terms: int, scale: Scale = "tensor", extra: f
     x, y = x[finite], y[finite]
     if x.numel() == 0:
         return True
-    size = torch.maximum(x.abs(), y.abs())
-    size = size if scale == "relative" else size.max()
+    size = _size(torch.maximum(x.abs(), y.abs()), scale)
     info = torch.finfo(a.dtype)
     return bool(((x - y).abs() <= (2 * band(a.dtype, terms) + extra) * size + info.tiny).all())
 

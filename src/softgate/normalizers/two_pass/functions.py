@@ -154,6 +154,7 @@ def softmax(
     variants=VARIANTS,
     laws=("exponentials_sum_to_one", "permutation_equivariant", "masked_equals_removed"),
     output_range=(float("-inf"), 0.0),
+    error_scale="logarithm",
     masked_rows="nan",
     bad_inputs=_bad_options,
     deviations=DEVIATIONS,
