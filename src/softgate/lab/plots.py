@@ -7,10 +7,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import ScalarFormatter
 
 from softgate.lab.paper import Plot
 from softgate.lab.verdicts import Rows
@@ -107,33 +110,61 @@ def _lines(plot: Plot, rows: Rows) -> Figure | None:
             high = [max(curve[i] for curve in curves) for i in range(length)]
             axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
     _reference(axes, plot)
+    _plain_log_ticks(axes, plot, {x for line in axes.lines for x in np.asarray(line.get_xdata())})
     _legend(axes, len(series))
     return figure
 
 
+def _plain_log_ticks(axes: Axes, plot: Plot, xs: set[float]) -> None:
+    """Label a logarithmic axis with plain numbers: x at the few places that were measured, y below a decade too."""
+    if "x" in plot.log and 0 < len(xs) <= 10:
+        axes.set_xticks(sorted(xs), [f"{x:g}" for x in sorted(xs)], fontsize=8)
+        axes.set_xticks([], minor=True)
+    low, high = axes.get_ylim()
+    if "y" in plot.log and high < 10 * low:
+        axes.yaxis.set_minor_formatter(ScalarFormatter())
+
+
 def _bars(plot: Plot, rows: Rows) -> Figure | None:
+    """One bar a cell; where a cell has several figures, they stand side by side, told apart by colour."""
     series = _series(plot, rows)
     if not series:
         return None
-    figure, axes = _new(plot, width=max(5.0, 1.0 + 0.7 * len(series)))
-    colour = colours(list(rows))
-    for position, (cell, name) in enumerate(series):
+    cells = list(dict.fromkeys(cell for cell, _ in series))
+    names = list(dict.fromkeys(name for _, name in series))
+    figure, axes = _new(plot, width=max(5.0, 1.0 + 0.7 * max(len(series), len(cells))))
+    width = 0.8 / len(names)
+    colour = _bar_colours(plot, rows, cells, names)
+    for cell, name in series:
         values = [value for row in rows[cell] if isinstance(value := row[name], int | float)]
         if not values:
             continue
+        position = cells.index(cell) + width * (names.index(name) - (len(names) - 1) / 2)
         mean = _mean(values)
-        axes.bar(position, mean, color=colour[cell][0], width=0.7)
+        axes.bar(position, mean, color=colour[cell, name], width=0.9 * width)
         axes.annotate(f"{mean:.3g}", (position, mean), ha="center", va="bottom", fontsize=8)
         if len(values) > 1:
             axes.vlines(position, min(values), max(values), color="black", linewidth=1)
-    names = [f"{cell}\n{_short(plot, name)}" if _several(plot) else cell for cell, name in series]
-    crowded = len(series) > 4
-    axes.set_xticks(range(len(series)), names, rotation=30 * crowded, ha="right" if crowded else "center")
+    crowded = len(cells) > 4
+    axes.set_xticks(range(len(cells)), cells, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.grid(axis="x", visible=False)
     _reference(axes, plot)
-    if plot.reference:
+    if _several(plot):
+        keys = [Patch(color=PALETTE[i % len(PALETTE)], label=_short(plot, name)) for i, name in enumerate(names)]
+        axes.legend(handles=keys, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False)
+    elif plot.reference:
         _legend(axes, len(plot.reference))
     return figure
+
+
+def _bar_colours(plot: Plot, rows: Rows, cells: Sequence[str], names: Sequence[str]) -> dict[tuple[str, str], str]:
+    """By figure where a cell has several, else by cell; one colour where there are more cells than colours."""
+    if _several(plot):
+        return {(cell, name): PALETTE[i % len(PALETTE)] for i, name in enumerate(names) for cell in cells}
+    if len(cells) > len(PALETTE):
+        return {(cell, name): PALETTE[0] for cell in cells for name in names}
+    colour = colours(list(rows))
+    return {(cell, name): colour[cell][0] for cell in cells for name in names}
 
 
 def _heatmaps(plot: Plot, rows: Rows) -> Figure | None:
