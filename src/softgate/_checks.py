@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type
+from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value
 
 
 def check_float_tensor(name: str, value: Any) -> Tensor:
@@ -33,6 +33,15 @@ def check_dim(dim: Any, ndim: int, name: str = "dim") -> int:
     if not -size <= dim < size:
         raise ArgumentValueError(f"{name} must be in [{-size}, {size - 1}] for a {ndim}-d tensor, got {dim}")
     return dim % size
+
+
+def check_sizes(**sizes: Any) -> None:
+    """Raise unless every named value is a positive int."""
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            bad_type(name, size, "a positive int")
+        if size < 1:
+            bad_value(name, size, "a positive int")
 
 
 def check_number(

@@ -16,7 +16,7 @@ _SMALLEST_STEP = 2.0**-30
 def fit_platt(scores: Tensor, positive: Tensor) -> Tensor:
     """Slopes and offsets ``(2, C)`` of ``sigmoid(slope * score + offset)`` for every column, by maximum likelihood.
 
-    As Platt does, labels are moved inwards to ``(n+ + 1) / (n+ + 2)`` and ``1 / (n- + 2)``, which keeps the slope finite
+    As Platt does, labels are moved inwards to ``(n+ + 1) / (n+ + 2)`` and ``1 / (n- + 2)``, so that the slope is finite
     where a score separates the labels.
 
     Args:

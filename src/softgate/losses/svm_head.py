@@ -7,7 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from softgate.errors import ArgumentValueError, StateError, bad_type, bad_value, check_choice
+from softgate._checks import check_sizes
+from softgate.errors import ArgumentValueError, StateError, check_choice
 from softgate.losses._margin import check_margin_options, penalty_of
 from softgate.losses._platt import fit_platt
 from softgate.losses.crammer_singer import crammer_singer_loss
@@ -71,11 +72,7 @@ class SVMHead(nn.Linear):
         device: Any = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        for name, size in (("in_features", in_features), ("num_classes", num_classes)):
-            if isinstance(size, bool) or not isinstance(size, int):
-                bad_type(name, size, "a positive int")
-            if size < 1:
-                bad_value(name, size, "a positive int")
+        check_sizes(in_features=in_features, num_classes=num_classes)
         check_choice("multiclass", multiclass, ("one_vs_rest", "crammer_singer"))
         check_choice("reduction", reduction, ("mean", "sum"))
         check_choice("over_classes", over_classes, ("sum", "mean"))

@@ -1,5 +1,8 @@
+from .cnn_svm import CNNSVM as CNNSVM
 from .gpt import GPT as GPT
 from .gpt import GPTConfig as GPTConfig
+from .gru_reset_before import GRUCellResetBefore as GRUCellResetBefore
+from .gru_svm import GRUSVM as GRUSVM
 from .mlp import MLP as MLP
 from .nalaformer import NALAFORMER_CONFIGS as NALAFORMER_CONFIGS
 from .nalaformer import NaLaFormer as NaLaFormer
