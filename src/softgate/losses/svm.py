@@ -115,7 +115,7 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
 @method(
     site="losses",
     family="loss",
-    paper="cnn-svm",
+    paper="gru-svm",
     source="L = reg(W) + C sum_n sum_k max(0, 1 - y_nk f_nk)^2 (sums: GRU-SVM, arXiv 1709.03082; means: CNN-SVM)",
     reference=_reference,
     variants={"default": {}, "sum": {"reduction": "sum", "C": 0.5}, "linear": {"hinge": "linear", "margin": 0.5}},

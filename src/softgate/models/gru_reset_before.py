@@ -15,6 +15,8 @@ from softgate.errors import ArgumentValueError
 
 __all__ = ["GRUCellResetBefore"]
 
+aten = torch.ops.aten
+
 
 def step_reference(drive: Tensor, state: Tensor, weight_hh: Tensor) -> Tensor:
     """One step: ``r, u = sigmoid(. + U_ru h)``, ``c = tanh(. + U_c (r h))``, ``u h + (1 - u) c``."""
@@ -50,13 +52,11 @@ class _Sequence(torch.autograd.Function):
         states[0] = state
         gates = drive.new_empty(steps, batch, 2 * width)
         candidates, reset = drive.new_empty(steps, batch, width), drive.new_empty(steps, batch, width)
-        # the drive of gates and candidates, each contiguous, so that every step is one matrix product per gate
-        drive_gates, drive_c = drive[..., : 2 * width].contiguous(), drive[..., 2 * width :].contiguous()
         for t in range(steps):
             h, g, c = states[t], gates[t], candidates[t]
-            torch.addmm(drive_gates[t], h, recurrent, out=g).sigmoid_()
+            torch.addmm(drive[t, :, : 2 * width], h, recurrent, out=g).sigmoid_()
             torch.mul(g[:, :width], h, out=reset[t])
-            torch.addmm(drive_c[t], reset[t], candidate, out=c).tanh_()
+            torch.addmm(drive[t, :, 2 * width :], reset[t], candidate, out=c).tanh_()
             torch.lerp(c, h, g[:, width:], out=states[t + 1])
         ctx.save_for_backward(drive, state, weight, states, gates, candidates, reset)
         return states[1:]
@@ -71,22 +71,22 @@ class _Sequence(torch.autograd.Function):
         steps, width = drive.shape[0], state.shape[1]
         recurrent, candidate = weight[: 2 * width], weight[2 * width :]
         slopes = torch.empty_like(drive, memory_format=torch.contiguous_format)
-        # what does not depend on the recursion, for all steps at once
-        slope_c = (1.0 - candidates.square()) * (1.0 - gates[..., width:])
-        slope_g = gates * (1.0 - gates)
-        slope_g[..., :width] *= states[:-1]
-        slope_g[..., width:] *= states[:-1] - candidates
-        carried = torch.zeros_like(state)
-        pair, through = torch.empty_like(gates[0]), torch.empty_like(state)
+        carried, kept, through = (torch.zeros_like(state) for _ in range(3))
+        pair = torch.empty_like(gates[0])
         for t in range(steps - 1, -1, -1):
-            carried = carried.add_(grad[t])
-            own = slopes[t]
-            torch.mul(carried, slope_c[t], out=own[:, 2 * width :])
-            torch.mm(own[:, 2 * width :], candidate, out=through)
-            torch.mul(through, slope_g[t, :, :width], out=pair[:, :width])
-            torch.mul(carried, slope_g[t, :, width:], out=pair[:, width:])
-            own[:, : 2 * width] = pair
-            carried.mul_(gates[t, :, width:]).addcmul_(through, gates[t, :, :width]).addmm_(pair, recurrent)
+            h, g, c = states[t], gates[t], candidates[t]
+            r, u = g[:, :width], g[:, width:]
+            slope_g, slope_c = slopes[t, :, : 2 * width], slopes[t, :, 2 * width :]
+            carried += grad[t]
+            torch.mul(carried, u, out=kept)
+            torch.sub(carried, kept, out=through)
+            aten.tanh_backward.grad_input(through, c, grad_input=slope_c)
+            torch.mm(slope_c, candidate, out=through)
+            torch.mul(through, h, out=pair[:, :width])
+            torch.sub(h, c, out=pair[:, width:]).mul_(carried)
+            aten.sigmoid_backward.grad_input(pair, g, grad_input=slope_g)
+            kept.addcmul_(through, r).addmm_(slope_g, recurrent)
+            carried, kept = kept, carried
         flat = slopes.flatten(0, 1)
         by_weight = torch.empty_like(weight)
         torch.mm(flat[:, : 2 * width].T, states[:-1].flatten(0, 1), out=by_weight[: 2 * width])

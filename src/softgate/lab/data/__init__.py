@@ -6,10 +6,12 @@ A data set is looked for in ``$SOFTGATE_DATA``, then in the user's cache, and is
 
 from __future__ import annotations
 
+from softgate.lab.data.binning import DecileBinner as DecileBinner
 from softgate.lab.data.images import ImageSet as ImageSet
 from softgate.lab.data.images import cifar10 as cifar10
 from softgate.lab.data.images import fashion_mnist as fashion_mnist
 from softgate.lab.data.images import mnist as mnist
+from softgate.lab.data.kyoto import kyoto2013 as kyoto2013
 from softgate.lab.data.store import DamagedDataError as DamagedDataError
 from softgate.lab.data.store import MissingDataError as MissingDataError
 from softgate.lab.data.tables import TableSet as TableSet

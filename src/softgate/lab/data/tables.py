@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -83,7 +83,9 @@ class TableSet:
         return len(self.labels)
 
 
-def nsl_kdd(split: Split = "train", *, download: bool = False) -> TableSet:
+def nsl_kdd(
+    split: Split = "train", *, download: bool = False, names: Literal["one_hot", "numbers"] = "one_hot"
+) -> TableSet:
     """NSL-KDD: 25,192 training (the official 20 % subset) or 22,544 test connections, normal (0) or attack (1).
 
     The three symbolic columns become one-hot columns over the values of the *training* file, so both splits have the
@@ -92,20 +94,31 @@ def nsl_kdd(split: Split = "train", *, download: bool = False) -> TableSet:
     Args:
         split: ``"train"`` or ``"test"``.
         download: fetch the files (7.3 MB) if they are not on this machine.
+        names: ``"numbers"`` keeps the 41 columns of the file in their order, with a symbolic value's place in the
+            alphabet of the training file, NaN where only the test file has it.
 
     Raises:
         MissingDataError: not on this machine, with the folders searched and how to get it.
         DamagedDataError: a file is there and is not NSL-KDD.
     """
     check_choice("split", split, SPLITS)
+    check_choice("names", names, ("one_hot", "numbers"))
     rows = {name: _kdd_rows(name, download) for name in dict.fromkeys(("train", split))}
     values = [sorted({row[index] for row in rows["train"]}) for index in _SYMBOLIC_INDEX]
     numeric = [i for i, name in enumerate(KDD_COLUMNS[:-2]) if name not in KDD_SYMBOLIC]
     numbers = np.array([[float(row[i]) for i in numeric] for row in rows[split]])
     parts, columns = [numbers], [KDD_COLUMNS[i] for i in numeric]
+    if names == "numbers":
+        columns = list(KDD_COLUMNS[:-2])
+        parts = [np.full((len(numbers), len(columns)), np.nan)]
+        parts[0][:, numeric] = numbers
     for name, index, known in zip(KDD_SYMBOLIC, _SYMBOLIC_INDEX, values, strict=True):
         column = np.array([row[index] for row in rows[split]])
-        parts.append((column[:, None] == np.array(known)).astype(np.float64))
+        is_known = column[:, None] == np.array(known)
+        if names == "numbers":
+            parts[0][:, index] = np.where(is_known.any(1), is_known.argmax(1), np.nan)
+            continue
+        parts.append(is_known.astype(np.float64))
         columns += [f"{name}={value}" for value in known]
     labels = torch.tensor([int(row[-2] != "normal") for row in rows[split]])
     features = torch.from_numpy(np.concatenate(parts, axis=1))

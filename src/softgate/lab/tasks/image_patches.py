@@ -25,12 +25,14 @@ _LOADERS: dict[str, Callable[..., data.ImageSet]] = {
 class ImageClassification:
     """Normalised images of a real data set; training batches are drawn with replacement.
 
-    Every channel has mean 0 and standard deviation 1 over the training images. Nothing is augmented.
+    Nothing is augmented.
 
     Attributes:
         dataset: ``"mnist"``, ``"fashion-mnist"`` or ``"cifar10"``.
         seed: of all training batches.
         download: the data may be downloaded if it is not on this machine.
+        scaling: ``"standard"`` gives every channel mean 0 and standard deviation 1 over the training images, ``"unit"``
+            divides the pixels by 255.
         channels: of the images.
         size: height and width in pixels.
         classes: number of classes.
@@ -40,6 +42,7 @@ class ImageClassification:
     dataset: Literal["mnist", "fashion-mnist", "cifar10"]
     seed: int
     download: bool = False
+    scaling: Literal["standard", "unit"] = "standard"
     channels: int = field(init=False)
     size: int = field(init=False)
     classes: int = field(init=False)
@@ -51,6 +54,7 @@ class ImageClassification:
 
     def __post_init__(self) -> None:
         check_choice("dataset", self.dataset, tuple(_LOADERS))
+        check_choice("scaling", self.scaling, ("standard", "unit"))
         sets = {split: _LOADERS[self.dataset](split, download=self.download) for split in ("train", "test")}
         images = {split: s.images[:, None] if s.images.ndim == 3 else s.images for split, s in sets.items()}
         train = images["train"]
@@ -61,9 +65,13 @@ class ImageClassification:
             "note": sets["train"].note,
             "_images": images,
             "_labels": {split: s.labels for split, s in sets.items()},
-            "_mean": torch.stack([channel.double().mean() for channel in train.unbind(1)]).float()[:, None, None],
-            "_std": torch.stack([channel.double().std() for channel in train.unbind(1)]).float()[:, None, None],
+            "_mean": torch.zeros(1, 1, 1),
+            "_std": torch.full((1, 1, 1), 255.0),
         }
+        if self.scaling == "standard":
+            channels = [channel.double() for channel in train.unbind(1)]
+            values["_mean"] = torch.stack([c.mean() for c in channels]).float()[:, None, None]
+            values["_std"] = torch.stack([c.std() for c in channels]).float()[:, None, None]
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
