@@ -71,3 +71,11 @@ def test_measure_sinks(run: Runner) -> None:
     lines = run("measure_sinks.py", "--steps", "3").splitlines()
     assert [line.split(":")[0] for line in lines[1:3]] == ["original", "gates at 1"]
     assert lines[1].removeprefix("original") == lines[2].removeprefix("gates at 1")
+
+
+def test_svm_head(run: Runner) -> None:
+    lines = run("svm_head.py", "--steps", "60").splitlines()
+    assert [line.split(":")[0] for line in lines] == ["softmax", "one-vs-rest", "Crammer-Singer"]
+    scores = [float(line.split("largest score ")[1].split(",")[0]) for line in lines]
+    signs = [float(line.split("sign of the scores ")[1].split(",")[0]) for line in lines[1:2]]
+    assert min(scores) > 0.8 and signs[0] < scores[1]

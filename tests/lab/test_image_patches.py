@@ -32,6 +32,16 @@ def test_images_are_normalised(mnist) -> None:
     assert abs(float(x.mean())) < 0.02 and abs(float(x.std()) - 1) < 0.02
 
 
+def test_unit_scaling_divides_by_255(mnist) -> None:
+    x, y = ImageClassification("mnist", seed=0, scaling="unit").batch("any", size=100)
+    assert float(x.min()) == 0.0 and float(x.max()) == 1.0
+    standard, labels = mnist.batch("any", size=100)
+    assert torch.equal(y, labels)
+    torch.testing.assert_close((standard - standard.min()) / (standard.max() - standard.min()), x)
+    with pytest.raises(ValueError, match="scaling"):
+        ImageClassification("mnist", seed=0, scaling="none")  # type: ignore[arg-type]
+
+
 def test_a_part_of_the_test_set_holds_all_classes(mnist) -> None:
     images, labels = mnist.test(1000)
     assert len(images) == 1000 and labels.unique().numel() == 10

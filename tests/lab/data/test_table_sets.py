@@ -45,6 +45,15 @@ def test_a_value_that_only_the_test_file_has_gives_zeros(small_kdd: Path) -> Non
     assert test.labels.tolist() == [1, 0, 1, 0] and test.classes == ("normal", "attack")
 
 
+def test_names_as_numbers_keep_the_columns_of_the_file(small_kdd: Path) -> None:
+    train, test = nsl_kdd("train", names="numbers"), nsl_kdd("test", names="numbers")
+    assert train.columns == test.columns == tables.KDD_COLUMNS[:-2] and train.features.shape == (6, 41)
+    assert train.features[:, :5].tolist() == [[float(n), 0.0, 0.0, 0.0, 0.5] for n in range(6)]
+    assert test.features[0, 2].isnan() and int(test.features.isnan().sum()) == 1
+    with pytest.raises(ArgumentValueError, match="names"):
+        nsl_kdd(names="words")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
