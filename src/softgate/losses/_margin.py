@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from softgate._checks import check_float_tensor, check_number, check_same_device
 from softgate._math.compress import compute_dtype
 from softgate.errors import ArgumentValueError, check_choice
-from softgate.losses._targets import reduce_rows
+from softgate.losses._hinge_kernel import KernelRows, PlainRows, kernel_rows
+from softgate.losses._targets import class_axis, hide_ignored, reduce_rows, split_ignored
 
 __all__: list[str] = []
 
@@ -31,6 +32,40 @@ def penalty_of(head_weight: Tensor, reg: str | None) -> Tensor:
     if reg is None:
         return wide.new_zeros(())
     return 0.5 * wide.square().sum() if reg == "sum_half" else wide.square().mean()
+
+
+def rows_of_indices(
+    by_kernel: bool,
+    function: KernelRows,
+    plain: PlainRows,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    margin: float,
+    hinge: str,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Row losses for class indices, which rows count, and the weights of their classes.
+
+    Args:
+        by_kernel: take ``function``, else ``plain``.
+        function: the kernel's rows.
+        plain: the same in ordinary operations.
+        input: scores.
+        target: class indices.
+        weight: weight of every class or None.
+        ignore_index: see :func:`check_loss_arguments`.
+        margin: positive.
+        hinge: ``"squared"`` or ``"linear"``.
+    """
+    axis, wide = class_axis(input), compute_dtype(input.dtype)
+    index, keep = split_ignored(target, ignore_index)
+    row_weight = None if weight is None else weight.to(wide)[index]
+    if by_kernel:
+        shown = input if bool(keep.all()) else hide_ignored(input, target, ignore_index)
+        return kernel_rows(function, shown, index, margin, hinge, plain), keep, row_weight
+    f = hide_ignored(input, target, ignore_index).to(wide)
+    return plain(f, index.unsqueeze(axis), margin, hinge, axis).squeeze(axis), keep, row_weight
 
 
 def check_margin_options(C: Any, margin: Any, hinge: Any, reg: Any) -> None:

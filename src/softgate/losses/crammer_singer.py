@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from softgate._math.compress import compute_dtype
 from softgate.dispatch import call
+from softgate.losses._hinge_kernel import CrammerSingerRows, hinge_kernel_refuses
 from softgate.losses._margin import (
     MarginLoss,
     check_head_weight,
     check_margin_options,
     hinge_of,
     objective,
+    rows_of_indices,
 )
 from softgate.losses._targets import (
     autocast_input,
@@ -23,16 +26,23 @@ from softgate.losses._targets import (
     class_axis,
     expected_cost,
     has_class_indices,
-    hide_ignored,
-    split_ignored,
 )
 from softgate.losses.svm import Hinge, Regularizer
-from softgate.registry import method, record_of
+from softgate.registry import Kernel, method, record_of
 
 __all__ = ["CrammerSingerLoss", "crammer_singer_loss"]
 
 
-def _reference(
+def _lead_lost(f: Tensor, place: Tensor, margin: float, hinge: str, axis: int = 1) -> Tensor:
+    """``hinge(margin + max_{k != y} f_k - f_y)``, y at ``place``; of tied rivals one is pushed; keeps ``axis``."""
+    if f.shape[axis] == 1:
+        return f.masked_fill(torch.ones_like(f, dtype=torch.bool), 0.0)
+    rival = f.detach().scatter(axis, place, float("-inf")).argmax(axis, keepdim=True)
+    return hinge_of(margin + (f.gather(axis, rival) - f.gather(axis, place)), hinge)
+
+
+def _loss(
+    by_kernel: bool,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -45,20 +55,20 @@ def _reference(
     head_weight: Tensor | None = None,
     reg: str | None = "sum_half",
 ) -> Tensor:
-    """``C max(0, margin + max_{k != y} f_k - f_y)``."""
-    axis = class_axis(input)
-    f = hide_ignored(input, target, ignore_index).to(compute_dtype(input.dtype))
+    """``C max(0, margin + max_{k != y} f_k - f_y)``, weighted and reduced, plus the penalty."""
     keep = row_weight = None
     if has_class_indices(target):
-        index, keep = split_ignored(target, ignore_index)
-        row_weight = None if weight is None else weight.to(f.dtype)[index]
-        place = index.unsqueeze(axis)
-        rival = f.scatter(axis, place, float("-inf")).amax(axis)
-        rows = hinge_of(margin + (rival - f.gather(axis, place).squeeze(axis)), hinge)
+        rows, keep, row_weight = rows_of_indices(
+            by_kernel, CrammerSingerRows, _lead_lost, input, target, weight, ignore_index, margin, hinge
+        )
     else:
-        costs = hinge_of(margin + (_strongest_rivals(f, axis) - f), hinge)
+        f = input.to(compute_dtype(input.dtype))
+        costs = hinge_of(margin + (_strongest_rivals(f, class_axis(f)) - f), hinge)
         rows = expected_cost(costs, target.detach(), weight, ignore_index, "none", 0.0)
     return objective(C * rows, keep, row_weight, reduction, head_weight, reg).to(input.dtype)
+
+
+_reference = partial(_loss, False)
 
 
 def _strongest_rivals(f: Tensor, axis: int) -> Tensor:
@@ -94,6 +104,7 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="cnn-svm",
     source="Crammer and Singer 2001: max(0, 1 + max_{k != y} f_k - f_y), the multiclass sibling of the paper's loss",
     reference=_reference,
+    kernels=(Kernel("blocks", partial(_loss, True), hinge_kernel_refuses),),
     variants={"default": {}, "squared": {"hinge": "squared", "C": 0.5}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,22 +12,22 @@ from torch import Tensor
 from softgate._math.compress import compute_dtype
 from softgate.dispatch import call, transform_reason
 from softgate.errors import ArgumentValueError, check_choice
+from softgate.losses._hinge_kernel import OneVsRestRows, hinge_kernel_refuses
 from softgate.losses._margin import (
     MarginLoss,
     check_head_weight,
     check_margin_options,
     hinge_of,
     objective,
+    rows_of_indices,
 )
 from softgate.losses._targets import (
     autocast_input,
     check_loss_arguments,
     class_axis,
     has_class_indices,
-    hide_ignored,
-    split_ignored,
 )
-from softgate.registry import method, record_of
+from softgate.registry import Kernel, method, record_of
 
 __all__ = ["L2SVMLoss", "l2_svm_loss"]
 
@@ -34,7 +35,14 @@ Hinge = Literal["squared", "linear"]
 Regularizer = Literal["sum_half", "mean"]
 
 
-def _reference(
+def _margins_kept(f: Tensor, place: Tensor, margin: float, hinge: str, axis: int = 1) -> Tensor:
+    """``sum_k hinge(margin - y_k f_k)``, y_k = 1 for the class at ``place`` and -1 for all others; keeps ``axis``."""
+    signed = f.scatter(axis, place, -f.gather(axis, place))
+    return hinge_of(margin + signed, hinge).sum(axis, keepdim=True)
+
+
+def _loss(
+    by_kernel: bool,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
@@ -48,19 +56,20 @@ def _reference(
     head_weight: Tensor | None = None,
     reg: str | None = "sum_half",
 ) -> Tensor:
-    """``C sum_k max(0, margin - y_k f_k)^2``, y_k = 1 for the target and -1 for all other classes."""
+    """``C sum_k max(0, margin - y_k f_k)^2``, weighted and reduced, plus the penalty."""
     axis = class_axis(input)
-    f = hide_ignored(input, target, ignore_index).to(compute_dtype(input.dtype))
     keep = row_weight = None
     if has_class_indices(target):
-        index, keep = split_ignored(target, ignore_index)
-        row_weight = None if weight is None else weight.to(f.dtype)[index]
-        place = index.unsqueeze(axis)
-        costs = hinge_of(margin + f.scatter(axis, place, -f.gather(axis, place)), hinge)
+        rows, keep, row_weight = rows_of_indices(
+            by_kernel, OneVsRestRows, _margins_kept, input, target, weight, ignore_index, margin, hinge
+        )
     else:
-        costs = _expected_hinge(f, target, margin, hinge)
-    rows = C * (costs.sum(axis) if over_classes == "sum" else costs.mean(axis))
-    return objective(rows, keep, row_weight, reduction, head_weight, reg).to(input.dtype)
+        rows = _expected_hinge(input.to(compute_dtype(input.dtype)), target, margin, hinge).sum(axis)
+    scale = C if over_classes == "sum" else C / input.shape[axis]
+    return objective(scale * rows, keep, row_weight, reduction, head_weight, reg).to(input.dtype)
+
+
+_reference = partial(_loss, False)
 
 
 def _expected_hinge(f: Tensor, target: Tensor, margin: float, hinge: str) -> Tensor:
@@ -118,6 +127,7 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="gru-svm",
     source="L = reg(W) + C sum_n sum_k max(0, 1 - y_nk f_nk)^2 (sums: GRU-SVM, arXiv 1709.03082; means: CNN-SVM)",
     reference=_reference,
+    kernels=(Kernel("blocks", partial(_loss, True), hinge_kernel_refuses),),
     variants={"default": {}, "sum": {"reduction": "sum", "C": 0.5}, "linear": {"hinge": "linear", "margin": 0.5}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),
