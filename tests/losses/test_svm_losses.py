@@ -11,10 +11,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import softgate
 from softgate.errors import ArgumentValueError
-from softgate.losses import CrammerSingerLoss, L2SVMLoss, crammer_singer_loss, l2_svm_loss
+from softgate.losses import CrammerSingerLoss, L2SVMLoss, _row_kernel, crammer_singer_loss, l2_svm_loss
 
 INF, NAN = float("inf"), float("nan")
+
+
+@pytest.fixture(params=["blocks", "reference"])
+def path(request, monkeypatch):
+    """Run on the kernel or on the reference; small blocks, so that even small inputs take several."""
+    monkeypatch.setenv("SOFTGATE_KERNELS", "auto" if request.param == "blocks" else "reference")
+    monkeypatch.setattr(_row_kernel, "BLOCK", 7)
+    return request.param
 
 
 def brute_force(x: np.ndarray, y: np.ndarray, m: float, power: int) -> tuple[np.ndarray, np.ndarray]:
@@ -30,7 +39,7 @@ def brute_force(x: np.ndarray, y: np.ndarray, m: float, power: int) -> tuple[np.
 
 @pytest.mark.parametrize(("hinge", "power"), [("squared", 2), ("linear", 1)])
 @pytest.mark.parametrize("m", [1.0, 0.3])
-def test_closed_form_with_weights_ignored_rows_and_reductions(hinge, power, m) -> None:
+def test_closed_form_with_weights_ignored_rows_and_reductions(path, hinge, power, m) -> None:
     x, y = 2 * torch.randn(9, 5, dtype=torch.float64), torch.randint(5, (9,))
     weight = torch.rand(5, dtype=torch.float64) + 0.2
     target = y.clone()
@@ -51,7 +60,7 @@ def test_closed_form_with_weights_ignored_rows_and_reductions(hinge, power, m) -
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (2, 4, 3), (2, 4, 3, 2)])
 @pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
-def test_shapes_of_cross_entropy(loss, shape) -> None:
+def test_shapes_of_cross_entropy(path, loss, shape) -> None:
     x = torch.randn(shape, dtype=torch.float64)
     axis = min(1, len(shape) - 1)
     y = torch.randint(4, shape[:axis] + shape[axis + 1 :])
@@ -69,7 +78,7 @@ def test_crammer_singer_beside_weston_watkins() -> None:
         torch.testing.assert_close(crammer_singer_loss(x, y, hinge=hinge), 2 * F.multi_margin_loss(x, y, p=p))
 
 
-def test_gradient_is_the_paper_s() -> None:
+def test_gradient_is_the_paper_s(path) -> None:
     """dL/df = -2 C y max(0, 1 - y f) / (N classes) in the authors' normalisation."""
     f = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     target = torch.randint(4, (6,))
@@ -80,7 +89,7 @@ def test_gradient_is_the_paper_s() -> None:
 
 
 @pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
-def test_kept_margins_cost_nothing(loss) -> None:
+def test_kept_margins_cost_nothing(path, loss) -> None:
     f = torch.tensor([[1.0, -1.0, -5.0], [-3.0, 2.0, -1.0]], requires_grad=True)
     value = loss(f, torch.tensor([0, 1]))
     (slope,) = torch.autograd.grad(value, f)
@@ -137,7 +146,7 @@ def test_penalty_on_the_head() -> None:
 
 
 @pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
-def test_without_samples_only_the_penalty_is_left(loss) -> None:
+def test_without_samples_only_the_penalty_is_left(path, loss) -> None:
     w = torch.ones(4, 2)
     x, y = torch.zeros(0, 4, requires_grad=True), torch.zeros(0, dtype=torch.int64)
     assert float(loss(x, y).detach()) == 0.0 and loss(x, y, reduction="none").shape == (0,)
@@ -148,7 +157,7 @@ def test_without_samples_only_the_penalty_is_left(loss) -> None:
 
 
 @pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
-def test_nan_and_infinite_scores(loss) -> None:
+def test_nan_and_infinite_scores(path, loss) -> None:
     x = torch.tensor([[INF, 0.0, -9.0], [0.0, -INF, -9.0], [0.0, -INF, -9.0], [NAN, 1.0, 2.0]], requires_grad=True)
     rows = loss(x, torch.tensor([0, 0, 1, 1]), reduction="none")
     assert rows.detach()[:3].tolist() == ([1.0, 1.0, INF] if loss is l2_svm_loss else [0.0, 0.0, INF])
@@ -166,7 +175,7 @@ def test_infinite_scores_with_one_label_per_class() -> None:
 
 @pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
 @pytest.mark.parametrize("kind", ["index", "every class"])
-def test_derivatives_of_both_orders(loss, kind) -> None:
+def test_derivatives_of_both_orders(path, loss, kind) -> None:
     x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
     target = torch.tensor([0, 3, 1]) if kind == "index" else torch.rand(3, 4, dtype=torch.float64)
     for hinge in ("squared", "linear"):
@@ -178,7 +187,7 @@ def test_derivatives_of_both_orders(loss, kind) -> None:
         assert torch.autograd.gradgradcheck(function, x)
 
 
-def test_bf16_is_summed_in_float32() -> None:
+def test_bf16_is_summed_in_float32(path) -> None:
     x, y = torch.randn(64, 50).bfloat16(), torch.randint(50, (64,))
     assert torch.equal(l2_svm_loss(x, y), l2_svm_loss(x.float(), y).bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -217,3 +226,40 @@ def test_the_caller_s_labels_stay() -> None:
     labels = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     l2_svm_loss(torch.randn(2, 2), labels)
     assert labels.tolist() == [[1.0, 0.0], [0.0, 1.0]]
+
+
+@pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
+@pytest.mark.parametrize("hinge", ["squared", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_kernel_equals_reference_at_ties_and_kinks(monkeypatch, loss, hinge, dtype) -> None:
+    """Whole numbers: many rivals tie and many margins are met exactly, where a derivative is a choice."""
+    x, y = torch.randint(-2, 3, (40, 6)).to(dtype), torch.randint(6, (40,))
+    y[3] = -100
+    found = []
+    for kernels in ("auto", "reference"):
+        monkeypatch.setenv("SOFTGATE_KERNELS", kernels)
+        leaf = x.clone().requires_grad_()
+        value = loss(leaf, y, torch.arange(1.0, 7.0).to(dtype), hinge=hinge)
+        found.append((value.detach(), torch.autograd.grad(value, leaf)[0]))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_which_implementation_runs() -> None:
+    x, y = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    for loss in (l2_svm_loss, crammer_singer_loss):
+        assert softgate.explain(loss, x, y).chosen == "blocks"
+        assert "every class" in softgate.explain(loss, x, torch.ones(3, 4)).refused["blocks"]
+        assert "empty" in softgate.explain(loss, x[:0], y[:0]).refused["blocks"]
+
+
+@pytest.mark.parametrize("loss", [l2_svm_loss, crammer_singer_loss])
+def test_ignored_rows_reach_neither_loss_nor_gradient(path, loss) -> None:
+    x = torch.randn(4, 3)
+    x[1] = NAN
+    leaf = x.requires_grad_()
+    value = loss(leaf, torch.tensor([0, -100, 2, 1]))
+    kept = loss(leaf[[0, 2, 3]], torch.tensor([0, 2, 1]))
+    torch.testing.assert_close(value, kept)
+    got, want = torch.autograd.grad(value, leaf)[0], torch.autograd.grad(kept, leaf)[0]
+    torch.testing.assert_close(got[[0, 2, 3]], want[[0, 2, 3]])
+    assert bool((got[1] == 0).all())
