@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from softgate._math.pages import in_large_pages
 from softgate.attention.norm_aware import block_features
 from softgate.attention.norm_aware.blocks import Keys, Problem, Queries, Span, Unit, merged
 from softgate.attention.norm_aware.forward import add_keys, of_unit, products_within, running_sums, starting_sums
@@ -33,7 +34,7 @@ class Sweep:
     def __init__(self, problem: Problem, grad_BHTD: Tensor, y_BHTD: Tensor, normaliser_BHT: Tensor) -> None:
         self.problem, self.grad_BHTD, self.y_BHTD, self.normaliser_BHT = problem, grad_BHTD, y_BHTD, normaliser_BHT
         self.dq_BHTD, self.dk_BGSD, self.dv_BGSD = (
-            torch.zeros_like(x, memory_format=torch.contiguous_format)
+            in_large_pages(torch.empty_like(x, memory_format=torch.contiguous_format)).zero_()
             for x in (problem.q_BHTD, problem.k_BGSD, problem.v_BGSD)
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from softgate._math.pages import in_large_pages
 from softgate.attention.norm_aware.blocks import Keys, Problem, Queries, Span, Unit
 from softgate.attention.norm_aware.state import LinearAttentionState
 
@@ -14,7 +15,7 @@ def sweep(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output (B, H, T, Dv) in ``dtype``, its denominators (B, H, T); S (B, G, F, Dv) and z (B, G, F) over all keys."""
     q_BHTD, v_BGSD = problem.q_BHTD, problem.v_BGSD
-    y_BHTD = q_BHTD.new_empty((*q_BHTD.shape[:-1], v_BGSD.shape[-1]), dtype=dtype)
+    y_BHTD = in_large_pages(q_BHTD.new_empty((*q_BHTD.shape[:-1], v_BGSD.shape[-1]), dtype=dtype))
     normaliser_BHT = q_BHTD.new_empty(q_BHTD.shape[:-1], dtype=problem.dtype)
     kv_BGFD, z_BGF = starting_sums(problem, state)
     queries, keys = q_BHTD.shape[2], v_BGSD.shape[2]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from softgate._math import masks
 from softgate._math.double_backward import differentiable_gradients
+from softgate._math.pages import in_large_pages
 from softgate.attention.soft.newton import Alpha
 from softgate.attention.soft.reference import Inverse, landmark_core, nystrom, output_and_working_dtype
 
@@ -158,7 +159,7 @@ class _Nystrom(torch.autograd.Function):
     ) -> Tensor:
         q_BND, v_BNV, b_BMD, core_BMM = (_flat(x) for x in (query, value, landmarks, core))
         summed_BMV = b_BMD.new_zeros(*b_BMD.shape[:2], v_BNV.shape[-1])
-        out_BNV = v_BNV.new_empty(v_BNV.shape, dtype=dtype)
+        out_BNV = in_large_pages(v_BNV.new_empty(v_BNV.shape, dtype=dtype))
         for heads, group in _groups(q_BND, b_BMD, _padded(keep, query)):
             for tile in group.tiles:
                 summed_BMV[heads].baddbmm_(group.kernel(tile).mT, v_BNV[heads, tile].to(b_BMD.dtype))
@@ -174,7 +175,7 @@ class _Nystrom(torch.autograd.Function):
         if torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grads[0]):
             return _differentiable_backward(ctx.needs_input_grad, query, value, landmarks, core, keep, grads[0])
         q_BND, v_BNV, b_BMD, core_BMM, do_BNV = (_flat(x) for x in (query, value, landmarks, core, grads[0]))
-        dq_BND, dv_BNV = torch.empty_like(q_BND), torch.empty_like(v_BNV)
+        dq_BND, dv_BNV = (in_large_pages(torch.empty_like(x)) for x in (q_BND, v_BNV))
         db_BMD, dcore_BMM = torch.zeros_like(b_BMD), torch.empty_like(core_BMM)
         for heads, group in _groups(q_BND, b_BMD, _padded(keep, query)):
             pulled_GMV = torch.zeros_like(summed_BMV[heads])
