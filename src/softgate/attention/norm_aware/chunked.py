@@ -22,6 +22,7 @@ from softgate.attention.norm_aware import backward, forward
 from softgate.attention.norm_aware.blocks import Problem, turns
 from softgate.attention.norm_aware.features import FeatureMap
 from softgate.attention.norm_aware.reference import (
+    LARGEST_KEY,
     Result,
     key_counts,
     key_keep,
@@ -116,7 +117,7 @@ def _problem(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, options: dict[str, 
     counts_BHT1 = key_counts(q_BHTD, k_BGSD, keep_BS, options["is_causal"], options["state"], dtype)
     floor_BHT = options["eps"] * counts_BHT1.squeeze(-1)
     shrink_BG11 = None
-    if options["scaled"]:
+    if options["scaled"] and not _all_small(k_BGSD):
         visible = k_BGSD if keep_BS is None else k_BGSD.masked_fill(~keep_BS[:, None, :, None], 0.0)
         shrink_BG11 = shrink_factor(visible).to(dtype)
         if bool((shrink_BG11 == 1).all()):
@@ -128,6 +129,11 @@ def _problem(q_BHTD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, options: dict[str, 
     return Problem(
         q_BHTD, k_BGSD, v_BGSD, keep_BS, shrink_BG11, floor_BHT, options["constants"], factors, options["chunk"], dtype
     )
+
+
+def _all_small(k_BGSD: Tensor) -> bool:
+    """Whether no key need be scaled down; one look at all heads together costs a fifth of one at each."""
+    return bool((k_BGSD.amax() <= LARGEST_KEY) & (k_BGSD.amin() >= -LARGEST_KEY))
 
 
 class _Chunked(torch.autograd.Function):

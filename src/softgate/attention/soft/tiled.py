@@ -27,8 +27,8 @@ from softgate.attention.soft.reference import Inverse, landmark_core, nystrom, o
 
 #: Entries of P that a group of heads holds between its sweeps (8 MiB of float32).
 HELD_ENTRIES = 2**21
-#: Entries of P in one tile: half a second-level cache on a CPU, enough work for one launch on a GPU.
-TILE_ENTRIES = {"cpu": 2**16, "cuda": 2**23}
+#: Entries of P in one tile: about a second-level cache on a CPU, enough work for one launch on a GPU.
+TILE_ENTRIES = {"cpu": 2**17, "cuda": 2**23}
 #: Tokens that a tile should have, where there are as many.
 _TILE_TOKENS = 512
 #: A P smaller than this stays in the caches of a CPU anyway.
