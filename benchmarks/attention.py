@@ -2,8 +2,9 @@
 
     python benchmarks/attention.py [SECTION …] [--lengths 512 2048 8192] [--turns N] [--threads N] [--out DIR]
 
-float32, 8 heads of 64 features, candidates in turns, medians. ``limit`` is the time of the matrix products alone at the
-rate of a large product measured in the same turns: no attention on this machine can be faster. Figures go to
+float32, 8 heads of 64 features, candidates in turns, medians; fewer turns where a run takes seconds, so that all
+sections together take about eight minutes. ``limit`` is the time of the matrix products alone at the rate of a large
+product measured in the same turns: no attention on this machine can be faster. Figures go to
 DIR/benchmark-attention.json.
 """
 
@@ -35,6 +36,10 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 HEADS, WIDTH, LANDMARKS = 8, 64, 49
 #: The eager composites hold several T × T matrices per head; beyond this they no longer fit beside each other.
 LONGEST_EAGER = 2048
+#: From this length on a run of any method takes seconds: one or two turns tell as much as many short ones.
+LONG = 8192
+#: Turns of the composites, which are several times slower than what they are beside.
+EAGER_TURNS = 2
 
 Attention = Callable[..., Tensor]
 
@@ -108,18 +113,20 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, **options: Any) -> Tenso
 def compare(options: argparse.Namespace, training: bool) -> list[dict[str, Any]]:
     rows = []
     for length in options.lengths:
+        turns = options.turns if length < LONG else (1 if training else 2)
         for causal in (False, True):
             tensors = inputs(length, training)
             upstream = torch.randn(1, length, HEADS, WIDTH).transpose(1, 2) if training else None
             gemm, gemm_operations = product()
+            names = [name for name in methods(length) if name != "lssa" or not training or length < LONG]
             candidates = {"sdpa": call(sdpa, tensors, causal, upstream), "gemm": gemm}
-            for name, function in methods(length).items():
-                candidates[name] = call(function, tensors, causal, upstream)
-                if length <= (LONGEST_EAGER if upstream is None else LONGEST_EAGER // 4):
-                    candidates[f"{name} eager"] = call(eager(name, length), tensors, causal, upstream)
-            times = interleaved(candidates, turns=options.turns if length < 8192 else max(options.turns // 2, 3))
+            candidates |= {name: call(methods(length)[name], tensors, causal, upstream) for name in names}
+            times = interleaved(candidates, turns=turns)
+            if length <= LONGEST_EAGER:
+                composites = {f"{name} eager": call(eager(name, length), tensors, causal, upstream) for name in names}
+                times |= interleaved(composites, turns=EAGER_TURNS)
             rate = gemm_operations / times["gemm"].median
-            rows += [_row(name, length, causal, training, times, rate) for name in methods(length)]
+            rows += [_row(name, length, causal, training, times, rate) for name in names]
     title = "forward and backward" if training else "forward"
     table(f"{title}, milliseconds (medians)", list(rows[0]), [list(r.values()) for r in rows])
     return rows
@@ -152,7 +159,7 @@ def forward(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def training(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Every tiled method, forward and backward."""
+    """Every tiled method, forward and backward; LSSA, which is LSSAR without its second stage, not at great length."""
     return compare(options, training=True)
 
 
@@ -171,8 +178,10 @@ def linear(options: argparse.Namespace) -> list[dict[str, Any]]:
             "sdpa": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v),
             "sdpa causal": lambda q=q, k=k, v=v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         }
+        peers = {name: candidates.pop(name) for name in ("sdpa", "sdpa causal")}
         with torch.no_grad():
-            times = interleaved(candidates, turns=options.turns if length < 16_384 else 1)
+            times = interleaved(candidates, turns=options.turns)
+            times |= interleaved(peers, turns=options.turns if length < LONG else 1)
         found += [{"op": name, "T": length, "ms": 1e3 * t.median} for name, t in times.items()]
     at = {(row["op"], row["T"]): row["ms"] for row in found}
     for row in found:
@@ -207,7 +216,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=", ".join(SECTIONS))
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
-    parser.add_argument("--turns", type=int, default=11)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
