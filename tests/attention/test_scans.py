@@ -1,10 +1,13 @@
 """Scans of S6, SSD, qLSTM and RG-LRU: identities, continuation, memory."""
 
+import math
+
 import pytest
 import torch
 from torch.nn.functional import softplus
 
-from softgate._math.recurrence import chunked_recurrence, doubling_scan, quadratic_recurrence, segment_sums
+from softgate._math.recurrence import chunked_recurrence, doubling_scan, log2, quadratic_recurrence, segment_products
+from softgate._math.recurrence_forward import forward_in_segments
 from softgate._math.scan import linear_scan
 from softgate._math.segments import in_segments
 from softgate.attention import diagonal_scan, normalized_attention, qlstm_scan, rglru_scan, selective_scan, ssd_scan
@@ -47,13 +50,22 @@ def test_second_derivatives_of_the_scan():
     assert torch.autograd.gradgradcheck(linear_scan, tensors, check_fwd_over_rev=False)
 
 
-def test_segment_sums():
-    x = draw(2, 5)
-    sums = segment_sums(x)
+def test_segment_products():
+    decay = draw(2, 5).sigmoid()
+    products = segment_products(log2(decay.log()))
     for i in range(5):
         for j in range(5):
-            expected = x[:, j + 1 : i + 1].sum(-1) if j <= i else torch.full((2,), float("-inf"), dtype=torch.float64)
-            torch.testing.assert_close(sums[:, i, j], expected)
+            expected = decay[:, j + 1 : i + 1].prod(-1) if j <= i else torch.zeros(2, dtype=torch.float64)
+            torch.testing.assert_close(products[:, i, j], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_of_decays_are_never_subnormal(dtype):
+    log_decay = torch.full((64,), 2.0 * math.log(torch.finfo(dtype).tiny) / 63, dtype=dtype).requires_grad_()
+    products = segment_products(log2(log_decay))
+    smallest = products[products > 0].min()
+    assert torch.finfo(dtype).tiny < smallest < 2**24 * torch.finfo(dtype).tiny and products[-1, 0] == 0
+    assert torch.autograd.grad(products.sum(), log_decay)[0].isfinite().all()
 
 
 def test_a_decay_of_zero_forgets_without_nan():
@@ -81,6 +93,20 @@ def test_chunk_size_does_not_matter(chunk, decays):
         lambda *t: run(lambda *a: chunked_recurrence(*a, chunk=chunk), *t),
         tensors,
     )
+
+
+@pytest.mark.parametrize("decays", [True, False])
+@pytest.mark.parametrize(("reads", "length"), [(1, 24), (3, 19)])
+def test_the_forward_pass_in_place_gives_outputs_and_the_states_between_segments(reads, length, decays):
+    q, k, v, state = draw(2, reads, length, 4), draw(2, length, 4), draw(2, length, 3), draw(2, 4, 3)
+    log_decay = -softplus(draw(2, length, 1)) if decays else None
+    y, borders = forward_in_segments(q, k, v, log_decay, state, chunk=4, segment=8)
+    expected, last = quadratic_recurrence(q, k, v, log_decay, state)
+    torch.testing.assert_close(y, expected)
+    assert len(borders) == 4 and borders[0] is state
+    torch.testing.assert_close(borders[-1], last)
+    part = [x[..., :16, :] if x is not None else None for x in (q, k, v, log_decay)]
+    torch.testing.assert_close(borders[2], quadratic_recurrence(*part, state)[1])
 
 
 def test_segments_keep_values_and_both_derivatives():

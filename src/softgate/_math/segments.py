@@ -10,44 +10,64 @@ from torch import Tensor
 
 #: ``(state, sequences, constants) -> (output, new state)`` in plain torch; time is dimension -2 of the sequences.
 Step = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, Tensor]]
+#: ``(state, sequences, constants) -> (output, states before the first segment and after each)``, all segments at once.
+Forward = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, list[Tensor]]]
 
 
 def in_segments(
-    step: Step, state: Tensor, sequences: Sequence[Tensor], constants: Sequence[Tensor] = (), *, length: int
+    step: Step,
+    state: Tensor,
+    sequences: Sequence[Tensor],
+    constants: Sequence[Tensor] = (),
+    *,
+    length: int,
+    forward: Forward | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Apply ``step`` to segments of ``length`` tokens, one after the other.
 
     Forward keeps the inputs and the states at the segments' borders; backward computes each segment again, the last
-    one first. Differentiable any number of times, not under ``torch.func`` transforms.
+    one first. Differentiable any number of times, not under ``torch.func`` transforms. ``forward``, which need not be
+    differentiable, takes the place of all steps of the forward pass.
 
     Returns:
         Outputs, concatenated along dimension -2, and the last state.
     """
-    output, last = _Segments.apply(step, length, len(sequences), state, *sequences, *constants)
+    output, last = _Segments.apply(step, forward, length, len(sequences), state, *sequences, *constants)
     return output, last
 
 
 class _Segments(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, step: Step, length: int, count: int, state: Tensor, *tensors: Tensor
+        ctx: Any, step: Step, forward: Forward | None, length: int, count: int, state: Tensor, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
         sequences, constants = tensors[:count], tensors[count:]
+        run = _steps(step, length) if forward is None else forward
+        output, borders = run(state, sequences, constants)
+        ctx.step, ctx.length, ctx.count, ctx.borders = step, length, count, borders[1:-1]
+        ctx.save_for_backward(state, *tensors)
+        return output, borders[-1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+        # whole: where the gradient is to be differentiated itself
+        differentiate = _differentiate_whole if torch.is_grad_enabled() else _differentiate_segments
+        return (None, None, None, None, *differentiate(ctx, grads))
+
+
+def _steps(step: Step, length: int) -> Forward:
+    """The forward pass one step after the other."""
+
+    def forward(state: Tensor, sequences: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         outputs, borders = [], [state]
         for pieces in _pieces(sequences, length):
             output, state = step(state, pieces, constants)
             outputs.append(output)
             state = state.clone()  # it may be a view of the states of all tokens, which must not live on
             borders.append(state)
-        ctx.step, ctx.length, ctx.count, ctx.borders = step, length, count, borders[1:-1]
-        ctx.save_for_backward(borders[0], *tensors)
-        return torch.cat(outputs, -2), state
+        return torch.cat(outputs, -2), borders
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        # whole: where the gradient is to be differentiated itself
-        differentiate = _differentiate_whole if torch.is_grad_enabled() else _differentiate_segments
-        return (None, None, None, *differentiate(ctx, grads))
+    return forward
 
 
 def _pieces(sequences: Sequence[Tensor], length: int) -> Iterator[list[Tensor]]:
@@ -69,7 +89,7 @@ def _differentiate_whole(ctx: Any, grads: tuple[Tensor, ...]) -> list[Tensor | N
 def _differentiate_segments(ctx: Any, grads: tuple[Tensor, ...]) -> list[Tensor | None]:
     first, *tensors = ctx.saved_tensors
     count = ctx.count
-    needed = ctx.needs_input_grad[3:]
+    needed = ctx.needs_input_grad[4:]
     sequences, constants = tensors[:count], [_leaf(x, need) for x, need in zip(tensors[count:], needed[1 + count :],
                                                                              strict=True)]  # fmt: skip
     cut = list(_pieces(sequences, ctx.length))

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from softgate._math import masks
 from softgate._math.recurrence import CHUNK, chunked_recurrence
+from softgate._math.recurrence_forward import forward_in_segments
 from softgate._math.segments import in_segments
 from softgate.dispatch import transform_reason
 
 #: Below this many queries or keys the quadratic form is as fast as the one with a state.
 SHORT = 4 * CHUNK
 #: Tokens whose intermediate values the backward pass holds at once.
-_SEGMENT = 8 * CHUNK
+_SEGMENT = 16 * CHUNK
 
 
 def quadratic(
@@ -104,8 +105,10 @@ def recur(
     q_RTN: Tensor, k_TN: Tensor, v_TD: Tensor, log_decay_T1: Tensor | None, state_ND: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
     """:func:`softgate._math.recurrence.chunked_recurrence`, in segments where the sequence is long."""
-    segment = max(_SEGMENT, chunk)
-    if k_TN.shape[-2] <= segment or transform_reason(q_RTN, k_TN, v_TD, log_decay_T1, state_ND) is not None:
+    segment = max(_SEGMENT // chunk, 1) * chunk
+    tensors = [x for x in (q_RTN, k_TN, v_TD, log_decay_T1, state_ND) if x is not None]
+    recorded = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    if transform_reason(*tensors) is not None or 0 in state_ND.shape or (k_TN.shape[-2] <= segment and recorded):
         return chunked_recurrence(q_RTN, k_TN, v_TD, log_decay_T1, state_ND, chunk=chunk)
     reads = q_RTN.shape[-3]
 
@@ -115,6 +118,16 @@ def recur(
         y_RTD, after = chunked_recurrence(q, pieces[1], pieces[2], decay, state, chunk=chunk)
         return y_RTD.movedim(-3, -2).flatten(-2), after
 
+    def forward(state: Tensor, pieces: Sequence[Tensor], constants: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        q = pieces[0].unflatten(-1, (reads, -1)).movedim(-2, -3)
+        lead = state.shape[:-2]
+        q, k, v, first, *decay = (x.reshape(-1, *x.shape[len(lead) :]) for x in (q, *pieces[1:3], state, *pieces[3:]))
+        log_decay = decay[0] if decay else None
+        y_BRTD, borders = forward_in_segments(q, k, v, log_decay, first, chunk=chunk, segment=segment)
+        y_RTD = y_BRTD.reshape(*lead, *y_BRTD.shape[1:])
+        return y_RTD.movedim(-3, -2).flatten(-2), [x.reshape(state.shape) for x in borders]
+
     sequences = (q_RTN.movedim(-3, -2).flatten(-2), k_TN, v_TD) + (() if log_decay_T1 is None else (log_decay_T1,))
-    y_TX, state = in_segments(step, state_ND, sequences, length=segment)
+    quick = forward if k_TN.device.type == "cpu" else None
+    y_TX, state = in_segments(step, state_ND, sequences, length=segment, forward=quick)
     return y_TX.unflatten(-1, (reads, -1)).movedim(-2, -3), state

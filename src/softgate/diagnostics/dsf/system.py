@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from softgate._checks import check_float_tensor
-from softgate._math.recurrence import chunked_recurrence, segment_sums
+from softgate._math.recurrence import chunked_recurrence, log2, segment_products
 from softgate._math.scan import linear_scan
 from softgate.errors import ArgumentValueError, StateError, bad_type, bad_value
 
@@ -171,10 +171,10 @@ class System:
         """Φ, (…, d or 1, T, T): entry (i, j) is what token j contributes to the output i, per unit of u_j."""
         read, write = self.C.transpose(-3, -2), self.B.transpose(-3, -2)
         if self.log_decay.shape[-1] == 1:
-            kept = segment_sums(self.log_decay[..., 0].transpose(-1, -2)).exp()
+            kept = segment_products(log2(self.log_decay[..., 0].transpose(-1, -2)))
             matrix = (read @ write.transpose(-1, -2)) * kept
         else:
-            kept = segment_sums(self.log_decay.movedim(-3, -1)).exp()
+            kept = segment_products(log2(self.log_decay.movedim(-3, -1)))
             pairs = read.transpose(-1, -2)[..., None] * write.transpose(-1, -2)[..., None, :]
             matrix = (pairs * kept).sum(-3)
         if self.D is None:
