@@ -1,4 +1,9 @@
 from .collapse_free import collapse_free_cross_entropy as collapse_free_cross_entropy
+from .comp_sum import CompSumLoss as CompSumLoss
+from .comp_sum import comp_sum_loss as comp_sum_loss
+from .comp_sum_members import generalized_cross_entropy as generalized_cross_entropy
+from .comp_sum_members import mae_loss as mae_loss
+from .comp_sum_members import sum_exponential_loss as sum_exponential_loss
 from .crammer_singer import CrammerSingerLoss as CrammerSingerLoss
 from .crammer_singer import crammer_singer_loss as crammer_singer_loss
 from .stable_max import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss

@@ -20,11 +20,14 @@ _SPLIT = -0.5
 def phi(log_p: Tensor, tau: float, *, max_weight: float | None = None) -> Tensor:
     r"""Loss of a row, ``(1 - p^(tau - 1)) / (tau - 1)``, and ``-log p`` at ``tau = 1``.
 
+    Where ``p^(tau - 1)`` exceeds ``max_weight`` (only for ``tau < 1``) the loss goes on linearly in ``-log p``, so that
+    it stays the integral of its weight.
+
     Args:
         log_p: log-probability of the target, any shape, at most 0; ``-inf`` is a target of probability 0.
         tau: member of the family, 0 or larger.
-        max_weight: largest gradient weight, at least 1; where ``p^(tau - 1)`` is larger (``tau < 1`` only) the loss
-            goes on linearly in ``-log p``, so that it stays the integral of its weight.
+        max_weight: largest gradient weight, at least 1; None: half the largest number of the dtype, because an
+            infinite weight times a probability of 0 would be NaN.
 
     Returns:
         Losses of the shape and dtype of ``log_p``, with all derivatives accurate: ``-d phi / d log_p`` is
@@ -34,12 +37,13 @@ def phi(log_p: Tensor, tau: float, *, max_weight: float | None = None) -> Tensor
     """
     if tau == 1.0:
         return -log_p
-    if max_weight is None or tau > 1.0:
+    if tau > 1.0:
         return _expm1((tau - 1.0) * log_p) / (1.0 - tau)
-    edge = log(max_weight) / (tau - 1.0)
+    cap = _cap(log_p, max_weight)
+    edge = log(cap) / (tau - 1.0)
     beyond = log_p < edge
     inner = _expm1((tau - 1.0) * torch.where(beyond, edge, log_p)) / (1.0 - tau)
-    return inner + torch.where(beyond, max_weight * (edge - log_p), 0.0)
+    return inner + torch.where(beyond, cap * (edge - log_p), 0.0)
 
 
 def phi_weight(log_p: Tensor, tau: float, *, max_weight: float | None = None) -> Tensor:
@@ -53,8 +57,14 @@ def phi_weight(log_p: Tensor, tau: float, *, max_weight: float | None = None) ->
     Returns:
         Weights of the shape and dtype of ``log_p``: 1 at ``tau = 1``, in [0, 1] above, 1 or larger below.
     """
-    weight = torch.exp((tau - 1.0) * log_p) if tau != 1.0 else torch.ones_like(log_p)
-    return weight if max_weight is None else weight.clamp(max=max_weight)
+    if tau == 1.0:
+        return torch.ones_like(log_p)
+    weight = torch.exp((tau - 1.0) * log_p)
+    return weight if tau > 1.0 else weight.clamp(max=_cap(log_p, max_weight))
+
+
+def _cap(log_p: Tensor, max_weight: float | None) -> float:
+    return torch.finfo(log_p.dtype).max / 2 if max_weight is None else max_weight
 
 
 def _expm1(x: Tensor) -> Tensor:

@@ -138,8 +138,14 @@ def _blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
             yield rows, slice(None), slice(left, left + width)
 
 
-def row_kernel(math: type[RowMath]) -> Callable[..., Tensor]:
-    """The loss with the signature of ``F.cross_entropy`` that runs ``math`` block by block."""
+def row_kernel(math: type[RowMath], outer: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+    """The loss with the signature of ``F.cross_entropy`` that runs ``math`` block by block.
+
+    Args:
+        math: what a row costs.
+        outer: ``(row losses, **options) -> row losses``, an ordinary differentiable function applied to every row; its
+            options are the keyword arguments of the loss that ``F.cross_entropy`` does not have.
+    """
 
     def run(
         input: Tensor,
@@ -148,6 +154,7 @@ def row_kernel(math: type[RowMath]) -> Callable[..., Tensor]:
         ignore_index: int = -100,
         reduction: str = "mean",
         label_smoothing: float = 0.0,
+        **options: Any,
     ) -> Tensor:
         keep = None
         index = target.long()
@@ -155,6 +162,8 @@ def row_kernel(math: type[RowMath]) -> Callable[..., Tensor]:
             index, keep = split_ignored(target, ignore_index)
         x = input.unsqueeze(0) if input.ndim == 1 else input.flatten(2) if input.ndim > 3 else input
         loss = _RowLoss.apply(x, index.reshape(x.shape[:1] + x.shape[2:]).unsqueeze(1), math)
+        if outer is not None:
+            loss = outer(loss, **options)
         row_weight = None if weight is None else weight.to(loss.dtype)[index]
         return reduce_rows(loss.reshape(target.shape), keep, row_weight, reduction).to(input.dtype)
 
@@ -168,6 +177,7 @@ def row_kernel_refuses(
     ignore_index: int = -100,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
+    **options: Any,
 ) -> str | None:
     """Why the row kernel cannot run this call, None if it can."""
     if not input.is_cpu:

@@ -35,7 +35,7 @@ def _reference(
     return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
 
 
-class _SoftmaxRows:
+class SoftmaxRows:
     """``rest`` leaves the target's exponential out, so ``1 - p_y = rest / total``; the pivot is the maximum."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class _SoftmaxRows:
     paper="stablemax",
     source="remedy for Softmax Collapse (sec. 3, eq. 4) by exclusion instead of a new normaliser; softgate's addition",
     reference=_reference,
-    kernels=(Kernel("blocks", row_kernel(_SoftmaxRows), row_kernel_refuses),),
+    kernels=(Kernel("blocks", row_kernel(SoftmaxRows), row_kernel_refuses),),
     variants={"default": {}, "sum": {"reduction": "sum"}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative", "shift_invariant"),
     output_range=(0.0, float("inf")),
