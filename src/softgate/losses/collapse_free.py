@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from softgate._math.compress import compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
 from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
+from softgate.losses._softmax_rows import SoftmaxRows
 from softgate.losses._targets import (
     autocast_input,
     check_loss_arguments,
@@ -33,35 +33,6 @@ def _reference(
     wide = hide_ignored(input, target, ignore_index).to(compute_dtype(input.dtype))
     costs = -exclusive_log_softmax(wide, axis)
     return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
-
-
-class SoftmaxRows:
-    """``rest`` leaves the target's exponential out, so ``1 - p_y = rest / total``; the pivot is the maximum."""
-
-    @staticmethod
-    def rest(x: Tensor, index: Tensor, scratch: tuple[Tensor, Tensor], pivot: Tensor, rest: Tensor) -> None:
-        scores, _ = scratch
-        torch.amax(x, 1, keepdim=True, out=pivot)
-        torch.sub(x, pivot, out=scores).exp_()
-        torch.sum(scores.scatter_(1, index, 0.0), 1, keepdim=True, out=rest)
-
-    @staticmethod
-    def finish(x_target: Tensor, pivot: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
-        gap = pivot - x_target
-        total = rest + torch.exp(-gap)
-        return gap + torch.where(gap == 0.0, rest.log1p(), total.log()), total
-
-    @staticmethod
-    def slopes(x: Tensor, out: Tensor, pivot: Tensor, scale: Tensor) -> None:
-        torch.sub(x, pivot, out=out).exp_().mul_(scale)
-
-    @staticmethod
-    def slope_at_target(x_target: Tensor, pivot: Tensor, rest: Tensor, total: Tensor, grad: Tensor) -> Tensor:
-        return -grad * (rest / total)
-
-    @staticmethod
-    def rows(x: Tensor, index: Tensor) -> Tensor:
-        return -exclusive_log_softmax(x, 1).gather(1, index.unsqueeze(1)).squeeze(1)
 
 
 @method(

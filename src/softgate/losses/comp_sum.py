@@ -11,6 +11,7 @@ from softgate._math.compress import compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
 from softgate.losses._comp_sum_phi import phi
 from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
+from softgate.losses._softmax_rows import SoftmaxRows
 from softgate.losses._targets import (
     autocast_input,
     check_loss_arguments,
@@ -21,7 +22,6 @@ from softgate.losses._targets import (
     reduce_rows,
     split_ignored,
 )
-from softgate.losses.collapse_free import SoftmaxRows
 from softgate.registry import Kernel, method, record_of
 
 __all__ = ["CompSumLoss", "comp_sum_loss"]
