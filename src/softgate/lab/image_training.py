@@ -1,7 +1,8 @@
-"""Training an image classifier in a cell: cross entropy, accuracy curve, largest gradient."""
+"""Training an image classifier in a cell: loss, accuracy curve, largest gradient."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.nn.functional as F
@@ -30,7 +31,12 @@ class _Resized(nn.Module):
 
 
 def train_classifier(
-    run: CellRun, model: nn.Module, task: ImageClassification, *, image_size: int | None = None
+    run: CellRun,
+    model: nn.Module,
+    task: ImageClassification,
+    *,
+    image_size: int | None = None,
+    loss: Callable[..., Tensor] = F.cross_entropy,
 ) -> dict[str, Any]:
     """Train ``model`` on ``task`` as ``run.config`` says.
 
@@ -40,6 +46,7 @@ def train_classifier(
         model: images -> logits.
         task: images and labels.
         image_size: side to resize the images to; their own if None.
+        loss: called like ``F.cross_entropy``.
 
     Returns:
         ``accuracy`` on test images, its curve ``curve_accuracy`` over ``step``, ``train_loss`` (mean of the last
@@ -51,7 +58,7 @@ def train_classifier(
 
     def step_loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         watch.next()
-        return F.cross_entropy(model(batch[0]), batch[1], label_smoothing=config.get("smoothing", 0.0))
+        return loss(model(batch[0]), batch[1], label_smoothing=config.get("smoothing", 0.0))
 
     def evaluate(model: nn.Module) -> dict[str, float]:
         device = next(model.parameters()).device

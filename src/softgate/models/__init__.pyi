@@ -7,6 +7,8 @@ from .mlp import MLP as MLP
 from .nalaformer import NALAFORMER_CONFIGS as NALAFORMER_CONFIGS
 from .nalaformer import NaLaFormer as NaLaFormer
 from .nalaformer import NaLaFormerConfig as NaLaFormerConfig
+from .residual import ResNet as ResNet
+from .residual import ResNetConfig as ResNetConfig
 from .soft_vit import SOFTViT as SOFTViT
 from .soft_vit import SOFTViTConfig as SOFTViTConfig
 from .soft_vit import soft_cifar as soft_cifar
