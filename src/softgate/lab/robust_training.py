@@ -79,8 +79,9 @@ def measure_robust(run: CellRun) -> dict[str, Any]:
 
     The configuration holds ``method`` (``"clean"``, ``"pgd"``, ``"trades"`` with ``beta``, ``"adv-comp-sum"`` with
     ``tau``, ``rho`` and ``nu``), ``dataset``, ``eps``, ``attack_steps`` and ``step_size`` of training, ``ramp``
-    (updates over which both grow from 0: a network that has learned nothing yet escapes every attack by ignoring its
-    input), ``width`` or ``stages`` of the network, ``steps``, ``batch``, ``lr``, and ``tested`` and ``tested_steps`` of the final attack.
+    (updates over which both lengths grow from 0: a network that knows nothing escapes attacks by ignoring its input),
+    ``width`` or ``stages`` of the network, ``steps``, ``batch``, ``lr``, and ``tested`` and ``tested_steps`` of the
+    final attack.
 
     Returns:
         ``accuracy`` of clean test images and ``robust_accuracy`` under PGD on the cross-entropy; ``train_loss``.

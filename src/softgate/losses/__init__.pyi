@@ -14,6 +14,8 @@ from .comp_sum_theory import minimizability_gap as minimizability_gap
 from .comp_sum_theory import minimizability_gap_bound as minimizability_gap_bound
 from .crammer_singer import CrammerSingerLoss as CrammerSingerLoss
 from .crammer_singer import crammer_singer_loss as crammer_singer_loss
+from .minimum_bayes_risk import MBRChoice as MBRChoice
+from .minimum_bayes_risk import mbr_decode as mbr_decode
 from .pgd import PGD as PGD
 from .pgd import pgd_attack as pgd_attack
 from .stable_max import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
@@ -21,3 +23,11 @@ from .stable_max import stablemax_cross_entropy as stablemax_cross_entropy
 from .svm import L2SVMLoss as L2SVMLoss
 from .svm import l2_svm_loss as l2_svm_loss
 from .svm_head import SVMHead as SVMHead
+from .utility import utility_to_log_probability as utility_to_log_probability
+from .utility import utility_to_probability as utility_to_probability
+from .utility_diagnostics import mle_utility_step as mle_utility_step
+from .utility_diagnostics import ordinal_accuracy as ordinal_accuracy
+from .utility_diagnostics import sampling_gap as sampling_gap
+from .utility_fit import UtilityTransform as UtilityTransform
+from .utility_fit import estimate_uniform_noise as estimate_uniform_noise
+from .utility_fit import fit_utility_transform as fit_utility_transform
