@@ -10,6 +10,7 @@ from torch import Tensor
 
 from softgate._checks import check_dim, check_float_tensor, check_number
 from softgate._math.compress import compute_dtype
+from softgate.dispatch import transform_reason
 from softgate.errors import ArgumentValueError, check_choice
 from softgate.losses import _utility_maps as maps
 from softgate.registry import method as record_method
@@ -23,21 +24,28 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterable[tuple[t
     for shape, dim in (((4, 7), -1), ((3, 5, 2), 1), ((6,), 0), ((0, 3), -1)):
         x = 2 * torch.randn(shape, generator=generator, dtype=torch.float64)
         yield (x.to(dtype),), {"dim": dim}
+    table = {"knots": torch.tensor([0.0, 0.2, 0.6, 1.0]), "values": torch.tensor([0.0, 0.05, 0.7, 1.0])}
+    yield (torch.randn(4, 7, generator=generator).to(dtype),), {"method": "isotonic", **table}
 
 
 def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
     x, nan, inf = torch.zeros(2, 3), float("nan"), float("inf")
-    yield (x, "temperature"), {}, ValueError, "method"
-    yield (x, None), {}, TypeError, "method"
+    yield (x,), {"method": "temperature"}, ValueError, "method"
+    yield (x,), {"method": None}, TypeError, "method"
     for value in (-1.0, nan):
         yield (x,), {"beta": value}, ValueError, "beta"
     for value in (-0.1, 1.0, nan):
-        yield (x, "noise_inverse"), {"eps": value}, ValueError, "eps"
+        yield (x,), {"method": "noise_inverse", "eps": value}, ValueError, "eps"
     for value in (-1.0, nan, inf):
-        yield (x, "rank"), {"exponent": value}, ValueError, "exponent"
+        yield (x,), {"method": "rank", "exponent": value}, ValueError, "exponent"
     for knots in (None, torch.tensor([0.0, 0.5]), torch.tensor([0.0, 0.5, 0.5, 1.0]), torch.zeros(2, 2)):
-        yield (x, "isotonic"), {"knots": knots, "values": torch.tensor([0.0, 1.0])}, ValueError, "knots"
-    yield (x, "isotonic"), {"knots": torch.tensor([0.0, 1.0]), "values": torch.tensor([1.0, 0.0])}, ValueError, "values"
+        yield (x,), {"method": "isotonic", "knots": knots, "values": torch.tensor([0.0, 1.0])}, ValueError, "knots"
+    yield (
+        (x,),
+        {"method": "isotonic", "knots": torch.tensor([0.0, 1.0]), "values": torch.tensor([1.0, 0.0])},
+        ValueError,
+        "values",
+    )
     yield (x,), {"dim": 2}, ValueError, "dim"
     yield (x,), {"beta": "1"}, TypeError, "beta"
 
@@ -51,11 +59,6 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
         "default": {},
         "power": {"beta": 2.5},
         "noise_inverse": {"method": "noise_inverse", "eps": 0.05},
-        "isotonic": {
-            "method": "isotonic",
-            "knots": torch.tensor([0.0, 0.2, 0.6, 1.0]),
-            "values": torch.tensor([0.0, 0.05, 0.7, 1.0]),
-        },
     },
     samples=_samples,
     bad_inputs=_bad_inputs,
@@ -195,7 +198,7 @@ def check_knots(knots: Any, values: Any, like: Tensor) -> tuple[Tensor, Tensor]:
         raise ArgumentValueError(
             f"knots and values must have one shape (K,) with K >= 2, got {tuple(knots.shape)}, {tuple(values.shape)}"
         )
-    if not torch.compiler.is_compiling() and not knots.is_meta and torch._C._len_torch_dispatch_stack() == 0:
+    if transform_reason(knots, values, like) is None:  # else the values are unknown
         if float(knots[0]) != 0.0 or float(knots[-1]) != 1.0 or not bool((knots.diff() > 0).all()):
             raise ArgumentValueError("knots must increase from 0 to 1")
         if float(values[0]) < 0.0 or float(values[-1]) <= 0.0 or not bool((values.diff() >= 0).all()):
