@@ -79,3 +79,10 @@ def test_svm_head(run: Runner) -> None:
     scores = [float(line.split("largest score ")[1].split(",")[0]) for line in lines]
     signs = [float(line.split("sign of the scores ")[1].split(",")[0]) for line in lines[1:2]]
     assert min(scores) > 0.8 and signs[0] < scores[1]
+
+
+def test_noisy_labels(run: Runner) -> None:
+    out = run("noisy_labels.py", "--epochs", "6", "--width", "64", "--tau", "1", "2")
+    assert "of them wrong" in out
+    first, second = (float(line.split("accuracy ")[1].split(",")[0]) for line in out.splitlines()[1:])
+    assert first > 0.5 and second > 0.3 and "confidence" not in out.splitlines()[2]
