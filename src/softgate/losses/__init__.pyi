@@ -14,10 +14,18 @@ from .comp_sum_theory import minimizability_gap as minimizability_gap
 from .comp_sum_theory import minimizability_gap_bound as minimizability_gap_bound
 from .crammer_singer import CrammerSingerLoss as CrammerSingerLoss
 from .crammer_singer import crammer_singer_loss as crammer_singer_loss
+from .factored import FactoredSphericalLinear as FactoredSphericalLinear
+from .gram_head import SphericalLinear as SphericalLinear
+from .gram_head import spherical_linear as spherical_linear
+from .hierarchical import HierarchicalSoftmax as HierarchicalSoftmax
 from .minimum_bayes_risk import MBRChoice as MBRChoice
 from .minimum_bayes_risk import mbr_decode as mbr_decode
 from .pgd import PGD as PGD
 from .pgd import pgd_attack as pgd_attack
+from .quadratic_softmax import spherical_softmax_loss as spherical_softmax_loss
+from .quadratic_softmax import spherical_softmax_loss_from_stats as spherical_softmax_loss_from_stats
+from .quadratic_softmax import taylor_softmax_loss as taylor_softmax_loss
+from .quadratic_softmax import taylor_softmax_loss_from_stats as taylor_softmax_loss_from_stats
 from .stable_max import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
 from .stable_max import stablemax_cross_entropy as stablemax_cross_entropy
 from .svm import L2SVMLoss as L2SVMLoss
@@ -31,3 +39,6 @@ from .utility_diagnostics import sampling_gap as sampling_gap
 from .utility_fit import UtilityTransform as UtilityTransform
 from .utility_fit import estimate_uniform_noise as estimate_uniform_noise
 from .utility_fit import fit_utility_transform as fit_utility_transform
+from .z_score import ZLoss as ZLoss
+from .z_score import z_loss as z_loss
+from .z_score import z_loss_from_stats as z_loss_from_stats
