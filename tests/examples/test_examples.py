@@ -44,6 +44,12 @@ def test_train_gpt(run: Runner, tmp_path: Path) -> None:
     assert "bits per byte" in out
 
 
+def test_extreme_classification(run: Runner) -> None:
+    out = run("extreme_classification.py", "--steps", "200")
+    right, chance = (float(out.split(f"{word} ")[1].split(",")[0]) for word in ("right", "chance"))
+    assert right > 20 * chance
+
+
 @pytest.mark.parametrize(
     "options", [("--attention", "gated", "--loss", "stablemax"), ("--attention", "sigmoid")], ids=lambda o: o[1]
 )

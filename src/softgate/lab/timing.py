@@ -73,6 +73,41 @@ def interleaved(
     return {name: _summary(values) for name, values in taken.items()}
 
 
+def step_seconds(step: Callable[[], object], *, turns: int, warm: int = 1, device: str = "cpu") -> Timing:
+    """Time a step that is too long, or too much memory, to take turns with its rivals.
+
+    On the CPU it is the processor time of this process that is counted, which other load on the machine changes little;
+    with one thread it is the time on an idle machine. On a GPU it is wall-clock time between synchronisations.
+
+    Args:
+        step: function without arguments.
+        turns: how often to time it.
+        warm: runs before the first timed one.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Returns:
+        Seconds per call.
+    """
+    if turns < 1 or warm < 0:
+        raise ArgumentValueError(f"turns must be at least 1 and warm at least 0, got {turns} and {warm}")
+    clock = time.process_time
+    if device != "cpu":
+        import torch
+
+        def clock() -> float:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+
+    for _ in range(warm):
+        step()
+    taken = []
+    for _ in range(turns):
+        start = clock()
+        step()
+        taken.append(clock() - start)
+    return _summary(taken)
+
+
 def _measure(function: Callable[[], object], repeats: int) -> float:
     start = time.perf_counter()
     for _ in range(repeats):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import isfinite
 from typing import Any
 
 import torch
@@ -108,6 +109,12 @@ class SelfUpdating(nn.Module):
         self.lr, self.steps = values[0], int(values[1])
 
 
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Turns autocast off, which would take the products of the state in 16 bits."""
+    kind = like.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
 def check_rows(
     h: Any, target: Any, in_features: int, num_classes: int, ignore_index: int, several: bool = False
 ) -> None:
@@ -136,5 +143,5 @@ def check_rows(
 def check_finite(name: str, x: Tensor) -> None:
     """Raise if ``x`` holds NaN or infinities: they would stay in the weights for ever."""
     # one sum is a tenth of the work of isfinite; it may overflow without an infinity in x, hence the second look
-    if x.numel() and not bool(x.detach().sum().isfinite()) and not bool(x.detach().isfinite().all()):
+    if not isfinite(float(x.detach().sum())) and not bool(x.detach().isfinite().all()):
         raise ArgumentValueError(f"{name} must be finite, got NaN or infinity; the head was not changed")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_number
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, bad_type, check_choice
-from softgate.losses._self_updating import SelfUpdating, check_finite, check_rows
+from softgate.losses._self_updating import SelfUpdating, check_finite, check_rows, full_precision
 from softgate.losses._spherical import check_class_count, check_classes
 from softgate.losses.factored import dense, step
 from softgate.losses.factored.linear_algebra import condition_estimate, factor, refined_inverse
@@ -238,9 +238,8 @@ class FactoredSphericalLinear(SelfUpdating):
             "dense_steps": float(self.dense_steps),
         }
 
-    def _update(self, rows: Rows, g: Slopes, gradient: step.Gradient) -> None:
+    def _update(self, w: Weights, rows: Rows, g: Slopes, gradient: step.Gradient) -> None:
         """Apply the SGD step of one backward pass; nothing is written unless all of it is finite."""
-        w = self.weights
         if self.centre:
             _check_shift_invariant(g, self.num_classes)
         keep = 1.0 - self.lr * self.weight_decay
@@ -306,7 +305,7 @@ class _Step(torch.autograd.Function):
         keep_MK = classes_MK != layer.ignore_index
         ctx.keep_MK = None if bool(keep_MK.all()) else keep_MK
         known_MK = classes_MK if ctx.keep_MK is None else classes_MK.masked_fill(~keep_MK, 0)
-        with torch.autocast(h_Md.device.type, enabled=False):
+        with full_precision(h_Md):
             a_MK, q_M, s_M, rows = step.forward(layer.weights, h_Md, known_MK, layer.centre)
         ctx.save_for_backward(h_Md)
         ctx.rows, ctx.layer, ctx.steps, ctx.updates = rows, layer, layer.steps, anchor is not None
@@ -324,11 +323,12 @@ class _Step(torch.autograd.Function):
             g = Slopes(g.a_MK.where(ctx.keep_MK, 0.0), g.q_M.where(counts_M, 0.0), g.s_M.where(counts_M, 0.0))
         for name, slope in zip("aqs", g, strict=True):
             check_finite(f"the gradient of {name}", slope)
-        with torch.autocast(g.q_M.device.type, enabled=False):
-            gradient = step.input_gradient(layer.weights, ctx.rows, g, layer.centre)
+        with full_precision(g.q_M):
+            weights = layer.weights
+            gradient = step.input_gradient(weights, ctx.rows, g, layer.centre)
             counted = g.q_M.numel() and (ctx.keep_MK is None or bool(ctx.keep_MK.any()))
             if ctx.updates and counted:
-                layer._update(ctx.rows, g, gradient)
+                layer._update(weights, ctx.rows, g, gradient)
         return gradient.h_Md, None, None, None
 
 

@@ -111,16 +111,15 @@ def half_gram(rows: Rows, g: Slopes, half_Md: Tensor, classes: int) -> Tensor:
     h_Md, g2_M = rows.h_Md, 2.0 * g.q_M
     gram_MM = torch.mm(g2_M.unsqueeze(1) * h_Md, half_Md.T)
     gram_MM.addcmul_(g.s_M.unsqueeze(1), (0.5 * classes) * g.s_M + g.a_MK.sum(1))
-    result_Md = gram_MM @ h_Md
+    if g.a_MK.shape[1] == 1:
+        gram_MM.addcmul_(g.a_MK * g.a_MK.T, (rows.classes_MK == rows.classes_MK.T).to(h_Md.dtype), value=0.5)
+        return gram_MM @ h_Md
     # Y Y^T H by way of Y^T H, which has a row per distinct class only
-    count = g.a_MK.shape[1]
     distinct, index = rows.classes_MK.reshape(-1).unique(return_inverse=True)
     scattered = h_Md.new_zeros(len(distinct), h_Md.shape[1])
     scattered.index_add_(0, index, (g.a_MK.unsqueeze(2) * h_Md.unsqueeze(1)).flatten(0, 1))
     gathered_MKd = scattered.index_select(0, index).view(*g.a_MK.shape, h_Md.shape[1])
-    if count == 1:
-        return result_Md.addcmul_(g.a_MK, gathered_MKd.squeeze(1), value=0.5)
-    return result_Md.add_(_combine(g.a_MK, gathered_MKd), alpha=0.5)
+    return (gram_MM @ h_Md).add_(_combine(g.a_MK, gathered_MKd), alpha=0.5)
 
 
 def weight_gradient_norm(rows: Rows, gram_Md: Tensor) -> float:
