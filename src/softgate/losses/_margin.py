@@ -44,8 +44,8 @@ def rows_of_indices(
     ignore_index: int,
     margin: float,
     hinge: str,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Row losses for class indices, which rows count, and the weights of their classes.
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Row losses for class indices, which rows count (None for all), and the weights of their classes.
 
     Args:
         by_kernel: take ``function``, else ``plain``.
@@ -62,7 +62,9 @@ def rows_of_indices(
     index, keep = split_ignored(target, ignore_index)
     row_weight = None if weight is None else weight.to(wide)[index]
     if by_kernel:
-        shown = input if bool(keep.all()) else hide_ignored(input, target, ignore_index)
+        if bool(keep.all()):
+            return kernel_rows(function, input, index, margin, hinge, plain), None, row_weight
+        shown = hide_ignored(input, target, ignore_index)
         return kernel_rows(function, shown, index, margin, hinge, plain), keep, row_weight
     f = hide_ignored(input, target, ignore_index).to(wide)
     return plain(f, index.unsqueeze(axis), margin, hinge, axis).squeeze(axis), keep, row_weight
@@ -99,7 +101,9 @@ def objective(
 
     A mean over nothing is 0 here: without samples only the penalty is left.
     """
-    if reduction == "mean":
+    if reduction == "mean" and keep is None and row_weight is None and rows.numel():
+        loss = rows.mean()
+    elif reduction == "mean":
         counted = torch.ones_like(rows) if row_weight is None else row_weight
         count = (counted if keep is None else torch.where(keep, counted, 0.0)).sum()
         loss = reduce_rows(rows, keep, row_weight, "sum") / torch.where(count == 0.0, 1.0, count)
