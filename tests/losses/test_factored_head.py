@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -253,6 +254,22 @@ def test_second_backward_and_stale_forward_are_refused() -> None:
     with pytest.raises(StateError, match="second derivatives"):
         torch.autograd.grad(z_loss_from_stats(*head(h, target), 40), h, create_graph=True)
     assert torch.equal(head.weight, before) and head.steps == 1
+    with head.no_update():
+        kept = z_loss_from_stats(*head(h, target), 40)
+    head.refactor()  # the same weights, but other factors than the forward pass used
+    with pytest.raises(StateError, match="call forward again"):
+        kept.backward()
+
+
+def test_the_layer_can_be_pickled_and_moved_to_another_precision() -> None:
+    head = head_of()
+    random_step(head, 5, 1)
+    twin = pickle.loads(pickle.dumps(head))
+    assert torch.equal(twin.weight, head.weight) and twin.steps == 1
+    random_step(twin.float(), 5, 1)
+    assert twin.steps == 2 and twin.weight.dtype == torch.float32
+    with pytest.raises(TypeError, match="float32"):
+        twin.half()(torch.randn(5, 6), torch.randint(40, (5,)))
 
 
 def test_nothing_else_may_own_or_change_the_weights() -> None:

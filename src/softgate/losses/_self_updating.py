@@ -28,9 +28,10 @@ class SelfUpdating(nn.Module):
         self.lr = check_number("lr", lr, low=0.0, high_open=True)
         self.weight_decay = check_number("weight_decay", weight_decay, low=0.0, high_open=True)
         self.steps = 0
+        self.changes = 0
         self._without_update = 0
         self._seen: dict[str, tuple[int, int]] = {}
-        self.register_load_state_dict_post_hook(lambda module, _: module._remember())
+        self.register_load_state_dict_post_hook(_weights_loaded)
 
     def set_lr(self, lr: float) -> None:
         """Set the learning rate of the following backward passes; for schedules."""
@@ -54,20 +55,19 @@ class SelfUpdating(nn.Module):
         """A scalar that requires a gradient, so that autograd calls backward even if ``h`` needs none."""
         return torch.zeros((), device=like.device, requires_grad=True) if self.will_update else None
 
-    def check_backward(self, steps: int, updates: bool) -> None:
-        """Raise before anything is changed if this backward pass cannot be applied.
+    def check_backward(self, changes: int) -> None:
+        """Raise before anything is written if this backward pass no longer belongs to the weights.
 
         Args:
-            steps: ``self.steps`` when the forward pass was made.
-            updates: whether the forward pass promised an update.
+            changes: ``self.changes`` when the forward pass was made.
         """
         if torch.is_grad_enabled():
             raise StateError("the head has no second derivatives; call backward without create_graph")
-        if updates and steps != self.steps:
+        if changes != self.changes:
             raise StateError(
-                "the head was updated since this forward pass (backward was called twice, or several forward passes "
-                "came before it): call forward again; to accumulate gradients, concatenate the micro-batches or call "
-                "forward and backward for each in turn"
+                "the weights were changed since this forward pass (backward was called twice, or several forward "
+                "passes came before it): call forward again. To accumulate gradients, concatenate the micro-batches, "
+                "or call forward and backward for each in turn"
             )
 
     def check_state(self) -> None:
@@ -86,6 +86,11 @@ class SelfUpdating(nn.Module):
                     f"{name} was changed from outside (by an optimizer, an average of weights or a broadcast of "
                     "buffers?); change the weights through load_state_dict or set_weight only"
                 )
+        self._remember()
+
+    def changed(self) -> None:
+        """To be called after the head itself has written its weights: earlier forward passes no longer count."""
+        self.changes += 1
         self._remember()
 
     def _remember(self) -> None:
@@ -107,6 +112,11 @@ class SelfUpdating(nn.Module):
 
     def _set_counters(self, values: list[float]) -> None:
         self.lr, self.steps = values[0], int(values[1])
+
+
+def _weights_loaded(module: nn.Module, _: object) -> None:
+    if isinstance(module, SelfUpdating):
+        module.changed()
 
 
 def full_precision(like: Tensor) -> AbstractContextManager[Any]:

@@ -78,7 +78,7 @@ class HierarchicalSoftmax(SelfUpdating):
         for name, count in (("group_weight", self.num_groups), ("class_weight", num_classes)):
             weight = torch.empty(count, in_features, device=device, dtype=dtype).uniform_(-bound, bound)
             self.register_buffer(name, weight)
-        self._remember()
+        self.changed()
 
     def forward(self, h: Tensor, target: Tensor) -> Tensor:
         """Negative log-likelihood of every row, in nats; its backward pass updates the weights.
@@ -143,14 +143,14 @@ class _Step(torch.autograd.Function):
             loss -= logs.gather(1, place.unsqueeze(1)).squeeze(1)
         ctx.save_for_backward(h)
         ctx.saved = kept, rows, group, within, found.tolist(), sizes, coarse, fine
-        ctx.layer, ctx.steps, ctx.updates = layer, layer.steps, anchor is not None
+        ctx.layer, ctx.changes, ctx.updates = layer, layer.changes, anchor is not None
         return h.new_zeros(len(h)).index_copy_(0, kept, losses)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         layer: HierarchicalSoftmax = ctx.layer
         (h,) = ctx.saved_tensors
-        layer.check_backward(ctx.steps, ctx.updates)
+        layer.check_backward(ctx.changes)
         layer.check_state()
         kept, rows, group, within, found, sizes, coarse, fine = ctx.saved
         g = grads[0].index_select(0, kept)
@@ -169,7 +169,7 @@ class _Step(torch.autograd.Function):
         if ctx.updates and len(kept):
             layer.group_weight.addmm_(by_group.T, rows, alpha=-layer.lr)
             layer.steps += 1
-            layer._remember()
+            layer.changed()
         return torch.zeros_like(h).index_copy_(0, kept, d_rows), None, None, None
 
 

@@ -163,6 +163,7 @@ class FactoredSphericalLinear(SelfUpdating):
             StateError: the weights belong to an optimizer or were changed from outside.
         """
         check_rows(h, target, self.in_features, self.num_classes, self.ignore_index, several=True)
+        _check_dtype(self.V.dtype)
         self.check_state()
         lead = h.shape[:-1]
         rows_Md = h.to(self.V.dtype).reshape(-1, self.in_features)
@@ -214,7 +215,7 @@ class FactoredSphericalLinear(SelfUpdating):
     def _refactored(self) -> None:
         self.refactorings += 1
         self.since_refactor = 0
-        self._remember()
+        self.changed()
 
     @torch.no_grad()
     def stats(self) -> dict[str, float]:
@@ -263,7 +264,7 @@ class FactoredSphericalLinear(SelfUpdating):
             self.since_refactor += 1
         self.steps += 1
         self._maintain()
-        self._remember()
+        self.changed()
 
     def _maintain(self) -> None:
         """Re-factor when it is time, or when U has become ill-conditioned."""
@@ -308,14 +309,14 @@ class _Step(torch.autograd.Function):
         with full_precision(h_Md):
             a_MK, q_M, s_M, rows = step.forward(layer.weights, h_Md, known_MK, layer.centre)
         ctx.save_for_backward(h_Md)
-        ctx.rows, ctx.layer, ctx.steps, ctx.updates = rows, layer, layer.steps, anchor is not None
+        ctx.rows, ctx.layer, ctx.changes, ctx.updates = rows, layer, layer.changes, anchor is not None
         return a_MK, q_M, s_M
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         layer: FactoredSphericalLinear = ctx.layer
         _ = ctx.saved_tensors  # raises if h was changed in place
-        layer.check_backward(ctx.steps, ctx.updates)
+        layer.check_backward(ctx.changes)
         layer.check_state()
         g = Slopes(*grads)
         if ctx.keep_MK is not None:
