@@ -15,6 +15,11 @@ from .comp_sum_theory import minimizability_gap_bound as minimizability_gap_boun
 from .crammer_singer import CrammerSingerLoss as CrammerSingerLoss
 from .crammer_singer import crammer_singer_loss as crammer_singer_loss
 from .factored import FactoredSphericalLinear as FactoredSphericalLinear
+from .fourier import FourierDensity as FourierDensity
+from .fourier import FourierHead as FourierHead
+from .fourier import fourier_log_pmf as fourier_log_pmf
+from .fourier import fourier_pmf as fourier_pmf
+from .fourier import pmf_smoothness as pmf_smoothness
 from .gram_head import SphericalLinear as SphericalLinear
 from .gram_head import spherical_linear as spherical_linear
 from .hierarchical import HierarchicalSoftmax as HierarchicalSoftmax
