@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,11 @@ from torch.nn.functional import cross_entropy
 
 from softgate.losses import FourierDensity, FourierHead, pmf_smoothness
 from softgate.losses.fourier.series import autocorrelation, normalized_coefficients
+
+
+def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
+    with np.load(folder / name) as data:
+        return dict(data)
 
 
 def close_in_size(actual: torch.Tensor, expected: np.ndarray, relative: float) -> None:
@@ -20,7 +27,7 @@ def close_in_size(actual: torch.Tensor, expected: np.ndarray, relative: float) -
 @pytest.mark.parametrize("name", ["head_16to18_f5", "head_reg_3d_input"])
 def test_head(golden, monkeypatch, name, kernels) -> None:
     monkeypatch.setenv("SOFTGATE_KERNELS", kernels)
-    data = np.load(golden("fourier-head") / f"{name}.npz")
+    data = arrays(golden("fourier-head"), f"{name}.npz")
     sizes = data["x"].shape[-1], int(data["dim_output"]), int(data["num_frequencies"])
     head = FourierHead(*sizes, gamma=float(data["gamma"]), eps=float(data["const"]))
     head.load_state_dict({f"linear.{part}": torch.tensor(data[part]) for part in ("weight", "bias")})
@@ -44,7 +51,7 @@ def test_head(golden, monkeypatch, name, kernels) -> None:
 
 
 def test_density(golden) -> None:
-    data = np.load(golden("fourier-head") / "continuous_f7.npz")
+    data = arrays(golden("fourier-head"), "continuous_f7.npz")
     coef = torch.tensor(data["x"]) @ torch.tensor(data["weight"]).T + torch.tensor(data["bias"])
     c_real, c_imag = normalized_coefficients(*coef.tensor_split(2, -1))
     torch.testing.assert_close(c_real[:, 1:], torch.tensor(data["coefn_real"]), rtol=0, atol=1e-5)
@@ -57,6 +64,6 @@ def test_density(golden) -> None:
 
 @pytest.mark.parametrize("bins", [18, 50])
 def test_smoothness(golden, bins) -> None:
-    data = np.load(golden("fourier-head") / "smoothness.npz")
+    data = arrays(golden("fourier-head"), "smoothness.npz")
     found = pmf_smoothness(torch.tensor(data[f"pmf_{bins}"]))
     torch.testing.assert_close(found, torch.tensor(data[f"smoothness_{bins}"]), rtol=1e-12, atol=1e-14)

@@ -14,6 +14,8 @@ from .comp_sum_theory import minimizability_gap as minimizability_gap
 from .comp_sum_theory import minimizability_gap_bound as minimizability_gap_bound
 from .crammer_singer import CrammerSingerLoss as CrammerSingerLoss
 from .crammer_singer import crammer_singer_loss as crammer_singer_loss
+from .deep_kernels import nngp_kernel as nngp_kernel
+from .deep_kernels import ntk_kernel as ntk_kernel
 from .factored import FactoredSphericalLinear as FactoredSphericalLinear
 from .fourier import FourierDensity as FourierDensity
 from .fourier import FourierHead as FourierHead
@@ -23,6 +25,8 @@ from .fourier import pmf_smoothness as pmf_smoothness
 from .gram_head import SphericalLinear as SphericalLinear
 from .gram_head import spherical_linear as spherical_linear
 from .hierarchical import HierarchicalSoftmax as HierarchicalSoftmax
+from .kernel_classifiers import DeepKernelClassifier as DeepKernelClassifier
+from .kernel_classifiers import HilbertClassifier as HilbertClassifier
 from .minimum_bayes_risk import MBRChoice as MBRChoice
 from .minimum_bayes_risk import mbr_decode as mbr_decode
 from .pgd import PGD as PGD

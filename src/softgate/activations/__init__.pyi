@@ -1,0 +1,9 @@
+from .dual import DualActivation as DualActivation
+from .dual import dual_activation as dual_activation
+from .hermite import HermiteActivation as HermiteActivation
+from .hermite import hermite_activation as hermite_activation
+from .sine import SineActivation as SineActivation
+from .sine import sine_activation as sine_activation
+from .taxonomy import ActivationClass as ActivationClass
+from .taxonomy import classify_activation as classify_activation
+from .taxonomy import design_activation as design_activation
