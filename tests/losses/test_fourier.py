@@ -82,6 +82,13 @@ def test_the_scale_neither_overflows_nor_vanishes_in_float32(size: float) -> Non
     torch.testing.assert_close(fourier_pmf(size * real, size * imag, *table), fourier_pmf(real, imag, *table))
 
 
+@pytest.fixture
+def small_kernel_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel run calls that are too small to pay."""
+    monkeypatch.setattr("softgate.losses.fourier.rows._LEAST", 64)
+
+
+@pytest.mark.usefixtures("small_kernel_calls")
 @pytest.mark.parametrize("rows", [2, 40])  # the reference, and the kernel
 def test_zero_coefficients_are_uniform_without_a_gradient(rows: int) -> None:
     real, imag = (torch.zeros(rows, 4, requires_grad=True) for _ in range(2))
@@ -95,6 +102,7 @@ def test_zero_coefficients_are_uniform_without_a_gradient(rows: int) -> None:
     assert bool(real.grad[1:].isfinite().all()) and bool((real.grad[1:] != 0).any())
 
 
+@pytest.mark.usefixtures("small_kernel_calls")
 @pytest.mark.parametrize("rows", [3, 40])
 def test_nan_stays_in_its_row(rows: int) -> None:
     real, imag = (torch.randn(rows, 4) for _ in range(2))
@@ -110,6 +118,7 @@ def test_nan_stays_in_its_row(rows: int) -> None:
 @pytest.mark.parametrize("bins", [1, 8, 9])
 @pytest.mark.parametrize("order", [0, 3])
 def test_the_kernel_is_the_reference(bins: int, order: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("softgate.losses.fourier.rows._LEAST", 1)
     real, imag = (torch.randn(33, order + 1, dtype=torch.float64, requires_grad=True) for _ in range(2))
     table = bin_tables(bins, order, torch.float64, CPU)
     assert explain(fourier_log_pmf, real, imag, *table).chosen == "mirrored"
@@ -124,6 +133,7 @@ def test_the_kernel_is_the_reference(bins: int, order: int, monkeypatch: pytest.
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("small_kernel_calls")
 @pytest.mark.parametrize("rows", [2, 20])
 def test_gradcheck(rows: int) -> None:
     pair = tuple(torch.randn(rows, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -132,11 +142,12 @@ def test_gradcheck(rows: int) -> None:
 
 
 def test_blocks_of_rows_give_what_one_block_gives(monkeypatch: pytest.MonkeyPatch) -> None:
-    head = FourierHead(5, 11, 4)
-    x = torch.randn(50, 5, requires_grad=True)
+    head = FourierHead(5, 11, 4, dtype=torch.float64)
+    x = torch.randn(50, 5, dtype=torch.float64, requires_grad=True)
     whole = head(x)
     (grad,) = torch.autograd.grad(whole.square().sum(), x)
     monkeypatch.setattr("softgate.losses.fourier.rows._BLOCK", 11 * 7)
+    monkeypatch.setattr("softgate.losses.fourier.rows._LEAST", 1)
     parts = head(x)
     torch.testing.assert_close(parts, whole)
     torch.testing.assert_close(torch.autograd.grad(parts.square().sum(), x)[0], grad)

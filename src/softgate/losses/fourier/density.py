@@ -11,7 +11,7 @@ from torch.distributions import Distribution, constraints
 
 from softgate._checks import check_float_tensor, check_number
 from softgate.errors import ArgumentValueError, bad_type
-from softgate.losses.fourier.series import normalized_coefficients, split_coefficients, unit_scale
+from softgate.losses.fourier.series import normalized_coefficients, split_coefficients, unit_scale_or_uniform
 
 __all__: list[str] = []
 
@@ -64,7 +64,9 @@ class FourierDensity(Distribution):
         if not -math.inf < self._low < self._high < math.inf:
             raise ArgumentValueError(f"support must be an interval (low, high) with low < high, got {support!r}")
         self.coef = coef
-        self._real, self._imag = unit_scale(*split_coefficients(coef.float() if coef.dtype.itemsize < 4 else coef))
+        self._real, self._imag = unit_scale_or_uniform(
+            *split_coefficients(coef.float() if coef.dtype.itemsize < 4 else coef)
+        )
         super().__init__(coef.shape[:-1], validate_args=validate_args)
 
     @property

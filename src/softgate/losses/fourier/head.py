@@ -17,12 +17,13 @@ from softgate.losses.fourier.pmf import fourier_log_pmf
 from softgate.losses.fourier.series import (
     autocorrelation,
     bin_tables,
+    normalize,
     normalized_coefficients,
     power,
     roughness,
     split_coefficients,
     tables,
-    unit_scale,
+    unit_scale_or_uniform,
 )
 
 __all__: list[str] = []
@@ -176,7 +177,7 @@ class FourierHead(nn.Module):
         with masks.without_autocast(pair[0]):
             real, imag = (part.to(masks.accumulation_dtype(part.dtype)) for part in pair)
             if normalized:
-                return self.gamma * roughness(*normalized_coefficients(*unit_scale(real, imag)))
+                return self.gamma * roughness(*normalized_coefficients(*unit_scale_or_uniform(real, imag)))
             return self.gamma * roughness(*autocorrelation(real, imag))
 
     def extra_repr(self) -> str:
@@ -187,7 +188,7 @@ class FourierHead(nn.Module):
 
     def _masses(self, real: Tensor, imag: Tensor) -> Tensor:
         """Probabilities of unequal bins, or exact ones, in the dtype of the tables."""
-        pair = unit_scale(real.to(self.cos.dtype), imag.to(self.cos.dtype))
+        pair = unit_scale_or_uniform(real.to(self.cos.dtype), imag.to(self.cos.dtype))
         if self.integrate_bins:
             c_real, c_imag = normalized_coefficients(*pair)
             # the first column of the tables is the mass of the uniform density
@@ -195,7 +196,7 @@ class FourierHead(nn.Module):
             mass = mass.clamp_min(0.0)  # a difference of distribution functions may round below 0
         else:
             mass = power(*pair, self.cos, self.sin)
-        return mass / mass.sum(-1, keepdim=True).clamp_min(torch.finfo(mass.dtype).tiny)
+        return normalize(mass)
 
     def _make_tables(self) -> None:
         weight = self.linear.weight

@@ -12,12 +12,12 @@ from torch import Tensor
 from softgate._math.compress import compute_dtype
 from softgate._math.double_backward import differentiable_gradients
 from softgate.dispatch import is_batched_gradient, transform_reason
-from softgate.losses.fourier.series import power, unit_scale
+from softgate.losses.fourier.series import normalize, power, unit_scale
 
 __all__: list[str] = []
 
-#: Fewer rows do not pay for looking at the tables.
-_LEAST_ROWS = 16
+#: Below so many probabilities the calls cost more than the work, and the plain reference has fewer of them.
+_LEAST = 2**13
 #: Numbers in the largest scratch array of one block of rows: about a megabyte, which stays in the cache.
 _BLOCK = 2**18
 
@@ -28,8 +28,8 @@ def refuses(real: Tensor, imag: Tensor, cos: Tensor, sin: Tensor, *, eps: float 
         return f"it is written for the CPU, real is on {real.device}"
     if cos.requires_grad or sin.requires_grad:
         return "it has no gradient for the tables"
-    if real.numel() < _LEAST_ROWS * real.shape[-1]:
-        return f"it needs {_LEAST_ROWS} rows to pay off"
+    if real.numel() // real.shape[-1] * cos.shape[1] < _LEAST:
+        return f"it needs {_LEAST} probabilities to pay off"
     if not (torch.equal(cos, cos.flip(1)) and torch.equal(sin, -sin.flip(1))):
         return "the bins are not symmetric about 0"
     return None
@@ -46,7 +46,7 @@ def run(real: Tensor, imag: Tensor, cos: Tensor, sin: Tensor, *, eps: float = 1e
 def _plain(pair: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """The same from ordinary operations, for derivatives of the gradient."""
     values = power(*unit_scale(pair[0], pair[1]), cos.to(pair.dtype), sin.to(pair.dtype))
-    return (values / values.sum(-1, keepdim=True).clamp_min(torch.finfo(pair.dtype).tiny) + eps).log()
+    return (normalize(values) + eps).log()
 
 
 class _Mirrored(torch.autograd.Function):
@@ -76,9 +76,8 @@ class _Mirrored(torch.autograd.Function):
         slopes = torch.empty_like(pair)
         for block in _blocks(pair.shape[1], cos.shape[1]):
             _slopes(grad[block], y[block], total[block], parts[:, block], table, ctx.eps, slopes[:, block])
-        peak = pair.abs().amax((0, 2)).unsqueeze(-1)
-        scale = peak.clamp_min(torch.finfo(pair.dtype).tiny).reciprocal_()
-        return slopes.mul_(scale.masked_fill_(peak == 0.0, 0.0)), None, None, None
+        scale = pair.abs().amax((0, 2)).clamp_min_(torch.finfo(pair.dtype).tiny)
+        return slopes.div_(scale.unsqueeze(-1)), None, None, None
 
 
 def _blocks(rows: int, bins: int) -> Iterator[slice]:
@@ -99,7 +98,11 @@ def _probabilities(scaled: Tensor, table: Tensor, parts: Tensor, y: Tensor, tota
     # an odd number of bins has one at 0, which belongs to the right half
     y[:, :left] = parts[2].square().addcmul_(parts[3], parts[3]).flip(1)[:, :left]
     torch.sum(y, 1, keepdim=True, out=total)
-    y.div_(total.clamp_(min=torch.finfo(y.dtype).tiny))
+    empty = total == 0.0
+    if bool(empty.any()):  # uniform; with parts of 0 their gradient is 0
+        y.masked_fill_(empty, 1.0 / y.shape[1])
+        total.masked_fill_(empty, 1.0)
+    y.div_(total)
 
 
 def _slopes(grad: Tensor, y: Tensor, total: Tensor, parts: Tensor, table: Tensor, eps: float, out: Tensor) -> None:

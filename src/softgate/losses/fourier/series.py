@@ -49,16 +49,28 @@ def split_coefficients(coef: Tensor, name: str = "coef") -> tuple[Tensor, Tensor
 
 
 def unit_scale(real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
-    """The same density with coefficients of at most 1, so that squares neither overflow nor vanish.
+    """The same density with coefficients of at most 1, so that squares neither overflow nor vanish; 0 stays 0.
 
     The density does not depend on the scale of the coefficients, so the scale counts as a constant in derivatives.
-    Where all coefficients are 0 they become (1, 0, …), the uniform density, with gradient 0.
     """
     peak = torch.maximum(real.abs(), imag.abs()).amax(-1, keepdim=True).detach()
-    empty = peak == 0.0
-    scale = torch.where(empty, 1.0, peak.clamp_min(torch.finfo(peak.dtype).tiny))
+    scale = peak.clamp_min(torch.finfo(peak.dtype).tiny)
+    return real / scale, imag / scale
+
+
+def unit_scale_or_uniform(real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`unit_scale`; coefficients that are all 0 become (1, 0, …), the uniform density, with gradient 0."""
+    real, imag = unit_scale(real, imag)
+    empty = ((real == 0.0) & (imag == 0.0)).all(-1, keepdim=True)
     first = torch.arange(real.shape[-1], device=real.device) == 0
-    return torch.where(empty, first.to(real.dtype), real / scale), torch.where(empty, 0.0, imag / scale)
+    return torch.where(empty, first.to(real.dtype), real), torch.where(empty, 0.0, imag)
+
+
+def normalize(values: Tensor) -> Tensor:
+    """``values / Σ values`` along the last dimension; a row of zeros becomes uniform."""
+    total = values.sum(-1, keepdim=True)
+    empty = (total == 0.0).to(values.dtype)
+    return (values + empty) / (total + empty * values.shape[-1])
 
 
 def power(real: Tensor, imag: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -86,7 +98,7 @@ def autocorrelation(real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalized_coefficients(real: Tensor, imag: Tensor) -> tuple[Tensor, Tensor]:
-    """``c_k / c_0`` of coefficients as :func:`unit_scale` returns them."""
+    """``c_k / c_0`` of coefficients as :func:`unit_scale_or_uniform` returns them."""
     c_real, c_imag = autocorrelation(real, imag)
     total = (real.square() + imag.square()).sum(-1, keepdim=True)
     return c_real / total, c_imag / total
