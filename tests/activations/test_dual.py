@@ -142,3 +142,13 @@ def test_bad_arguments() -> None:
     for dim, error in ((1, ArgumentValueError), (3.0, ArgumentTypeError), (True, ArgumentTypeError)):
         with pytest.raises(error, match="dim"):
             design_activation(dim)
+
+
+@pytest.mark.parametrize("name", ["3d_opt", "5d_opt", "9d_opt", "hermite_2", "sine_2.676", "erf", "relu"])
+def test_small_correlations_follow_the_lowest_powers(name: str) -> None:
+    dual, xi = dual_activation(name), torch.tensor(1e-4, dtype=torch.float64)
+    (degree, power), (gap, ratio) = dual.leading, dual.correction
+    exact = float(dual(xi))
+    assert exact == pytest.approx(power * 1e-4**degree * (1 + ratio * 1e-4**gap), rel=1e-7, abs=0.0)
+    if ratio:
+        assert exact != pytest.approx(power * 1e-4**degree, rel=0.1 * ratio * 1e-4**gap, abs=0.0)

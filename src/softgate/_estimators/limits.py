@@ -11,8 +11,8 @@ from softgate.activations.dual import DualActivation
 
 #: Correlations within this of ±1 are those of equal (opposite) points: their cosine may round so far.
 COINCIDENCE = 4 * torch.finfo(torch.float64).eps
-#: From here on the lowest power of the dual is all of it, up to this relative error.
-_SMALL = 1e-10
+#: Relative error of a kernel whose last layers are computed with the lowest power of the dual alone.
+_TAIL_ERROR = 1e-10
 
 
 def log_nngp(xi: Tensor, dual: DualActivation, depth: int) -> tuple[Tensor, Tensor]:
@@ -29,8 +29,7 @@ def _iterate(xi: Tensor, dual: DualActivation, depth: int | None) -> tuple[Tenso
     flat = xi.flatten()
     log_size, sign = torch.zeros_like(flat), flat.sign()
     degree, power = dual.leading
-    # beside the leading power the rest is of relative size S / power
-    small = _SMALL * min(1.0, power) if degree > 0 else -1.0
+    small = _small(dual)
     # ±1 is the correlation of equal points at every depth; of opposite ones only for an odd activation
     endless = flat.abs() >= 1.0 - COINCIDENCE
     if depth is None:
@@ -54,6 +53,18 @@ def _iterate(xi: Tensor, dual: DualActivation, depth: int | None) -> tuple[Tenso
     if active.numel():
         log_size[active], sign[active] = values.abs().log(), values.sign()
     return log_size.reshape(xi.shape), sign.reshape(xi.shape)
+
+
+def _small(dual: DualActivation) -> float:
+    """Below this the lowest power of the dual serves for all further layers; negative if it never does."""
+    (degree, power), (gap, ratio) = dual.leading, dual.correction
+    if degree == 0:
+        return -1.0
+    if ratio == 0.0:
+        return math.inf
+    # the errors r S^g of the layers fall like a^g, or faster
+    falling = 1.0 - power**gap if degree == 1 else 0.5
+    return float(min(0.1, (_TAIL_ERROR * falling / ratio) ** (1.0 / gap)))
 
 
 def _tail(log_size: Tensor, degree: int, power: float, layer: int, depth: int | None) -> Tensor:

@@ -85,6 +85,17 @@ class DualActivation:
             return next((k, p) for k, p in enumerate(self.powers) if p > 0.0)
         return (0, self.constant) if self.family == "relu" else (1, self.slope)
 
+    @property
+    def correction(self) -> tuple[int, float]:
+        """``(g, r)``: beside the leading power the rest is ``r ξ^g`` for small ξ; r is 0 if there is no rest."""
+        if self.family == "hermite":
+            degree, power = self.leading
+            rest = ((k - degree, p / power) for k, p in enumerate(self.powers) if k > degree and p > 0.0)
+            return next(rest, (1, 0.0))
+        if self.family == "sine":
+            return 2, self.c**2 / 6.0
+        return (2, 2.0 / 27.0) if self.family == "erf" else (1, 0.5 / self.constant)
+
     @staticmethod
     def _at(function: object, point: float) -> float:
         assert callable(function)
