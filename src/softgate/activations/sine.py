@@ -53,7 +53,7 @@ def sine_activation(x: Tensor, c: float = 2.676) -> Tensor:
     Example:
         >>> import torch
         >>> sine_activation(torch.tensor([0.0, 1.0]), c=1.0)
-        tensor([0.0000, 1.2797])
+        tensor([0.0000, 1.2798])
 
     Paper: Radhakrishnan, Belkin, Uhler, arXiv 2204.14126.
     """
@@ -73,7 +73,7 @@ class SineActivation(nn.Module):
     Example:
         >>> import torch
         >>> SineActivation(1.0)(torch.tensor([0.0, 1.0]))
-        tensor([0.0000, 1.2797])
+        tensor([0.0000, 1.2798])
     """
 
     def __init__(self, c: float = 2.676) -> None:
