@@ -1,0 +1,290 @@
+"""The loops over chunks of rows: logits of a chunk, statistics, gradient in the same memory, products.
+
+Algorithm A (:func:`loss_and_gradients`) forms the gradients together with the loss: three products a chunk. Algorithm
+B is two such loops (:func:`losses`, later :func:`gradients`) with the logits computed twice: four products, for
+gradients of row losses and whenever A's gradients are used up.
+
+Shape suffixes: N rows that count, V classes (of this process), D features; n is a chunk of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from softgate.losses.fused_linear.passes import Classes, Passes, slope_of
+from softgate.losses.fused_linear.reference import row_losses, scores
+from softgate.losses.fused_linear.rows import Rows, Statistics, Weights, finish
+from softgate.losses.fused_linear.settings import Settings
+from softgate.losses.fused_linear.shards import Shard
+
+__all__: list[str] = []
+
+_BYTES = 1 << 27
+_FEWEST, _MOST = 64, 512
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One call: operands, labels and how they are worked on.
+
+    Attributes:
+        x: (M, D), all rows.
+        weight: (V, D), the classes of this process.
+        bias: (V,) or None.
+        rows: (N,) int64, which rows count; None if all do.
+        labels: (N,) int64, their classes, over all processes.
+        class_weight: (V,) over all processes, or None.
+        settings: the options.
+        passes: who sweeps over the blocks.
+        shard: where the classes of this process stand.
+    """
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    rows: Tensor | None
+    labels: Tensor
+    class_weight: Tensor | None
+    settings: Settings
+    passes: Passes
+    shard: Shard
+
+    @property
+    def wide(self) -> torch.dtype:
+        """Dtype of logits and sums."""
+        return self.settings.wide(torch.promote_types(self.x.dtype, self.weight.dtype))
+
+    @property
+    def count(self) -> int:
+        """Rows that count."""
+        return self.labels.shape[0]
+
+    def row_weight(self) -> Tensor:
+        """Class weight of every row that counts, float64 (N,)."""
+        if self.class_weight is None:
+            return torch.ones(self.labels.shape, dtype=torch.float64, device=self.labels.device)
+        return self.class_weight.double()[self.labels]
+
+    def denominator(self) -> Tensor:
+        """What the reduction divides by; 1 where that would be 0: no rows give loss 0."""
+        if self.settings.reduction != "mean":
+            return torch.ones((), dtype=torch.float64, device=self.labels.device)
+        total = self.row_weight().sum()
+        return torch.where(total == 0.0, 1.0, total)
+
+
+@dataclass
+class Gradients:
+    """Sums in the wide dtype; None where not needed."""
+
+    x: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @classmethod
+    def zeros(cls, p: Problem, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Zeros for the needed ones. Rows of ``x`` that do not count stay at 0."""
+        shapes = (p.x.shape, p.weight.shape, p.weight.shape[:1])
+        return cls(*(p.x.new_zeros(s, dtype=p.wide) if n else None for s, n in zip(shapes, needed, strict=True)))
+
+
+def chunk_rows(p: Problem) -> int:
+    """Rows per chunk: a third of the features, so that the logits take a third of the memory of the weights."""
+    if isinstance(p.settings.chunk, int):
+        return p.settings.chunk
+    classes, features = p.weight.shape
+    fitting = _BYTES // (max(classes, 1) * p.wide.itemsize)
+    wanted = max(min(features // 3 // 8 * 8, _MOST), 2 * _FEWEST)
+    return min(max(min(wanted, fitting), _FEWEST), max(p.count, 1))
+
+
+class Block:
+    """The chunks of one call, one after the other in the same memory."""
+
+    def __init__(self, p: Problem) -> None:
+        self.p = p
+        self.size = chunk_rows(p)
+        self.memory = torch.empty((self.size, p.weight.shape[0]), dtype=p.wide, device=p.x.device)
+        self.weight = p.weight if p.weight.dtype == p.wide else None
+        bias = None if p.bias is None else p.bias.to(p.wide)
+        self.spread = self._spread()
+        local = self.spread
+        if isinstance(local, Tensor):
+            local = local[p.shard.start : p.shard.start + p.weight.shape[0]].to(p.wide)
+        self.classes = Classes(bias, local)
+
+    def _spread(self) -> Tensor | float | None:
+        p = self.p
+        if not p.settings.label_smoothing or p.settings.smooths_every_class:
+            return None
+        each = p.settings.label_smoothing / p.shard.classes
+        return each if p.class_weight is None else each * p.class_weight.double()
+
+    def parts(self) -> Iterator[slice]:
+        """Slices of the rows that count."""
+        for start in range(0, self.p.count, self.size):
+            yield slice(start, min(start + self.size, self.p.count))
+
+    def inputs(self, part: slice) -> Tensor:
+        """Rows of ``x`` in the wide dtype."""
+        rows = self.p.rows
+        return (self.p.x[part] if rows is None else self.p.x[rows[part]]).to(self.p.wide)
+
+    def logits(self, x_nD: Tensor) -> Tensor:
+        """``x W^T`` without the bias, in the shared memory."""
+        z_nV = self.memory[: x_nD.shape[0]]
+        for columns in self._pieces():
+            torch.mm(x_nD, self._weights(columns).t(), out=z_nV[:, columns])
+        return z_nV
+
+    def weights(self, part: slice, row_weight: Tensor, upstream: Tensor) -> Weights:
+        """How much the rows of a chunk count."""
+        if self.spread is None:
+            return Weights(row_weight[part], upstream[part])
+        if isinstance(self.spread, float):
+            return Weights(row_weight[part], upstream[part], self.spread * self.p.shard.classes, self.spread)
+        labels = self.p.labels[part]
+        return Weights(row_weight[part], upstream[part], self.spread.sum(), self.spread[labels])
+
+    def add_products(self, g_nV: Tensor, x_nD: Tensor, part: slice, into: Gradients) -> None:
+        """``dX = G W`` for the chunk; ``dW += G^T X``; ``db += G^T 1``."""
+        gx_nD = torch.zeros_like(x_nD) if into.x is not None else None
+        for columns in self._pieces():
+            if self._is_negligible(g_nV[:, columns], part):
+                continue
+            if gx_nD is not None:
+                gx_nD.addmm_(g_nV[:, columns], self._weights(columns))
+            if into.weight is not None:
+                into.weight[columns].addmm_(g_nV[:, columns].t(), x_nD)
+            if into.bias is not None:
+                into.bias[columns].add_(g_nV[:, columns].sum(0))
+        if into.x is not None and gx_nD is not None:
+            into.x[part if self.p.rows is None else self.p.rows[part]] = gx_nD
+
+    def _is_negligible(self, g_nV: Tensor, part: slice) -> bool:
+        eps = self.p.settings.grad_filter_eps
+        if not eps:
+            return False
+        return bool(g_nV.abs().amax() < eps / self.p.denominator())
+
+    def _pieces(self) -> Iterator[slice]:
+        """All classes at once; in pieces where weights have to be widened first, or pieces may be skipped."""
+        classes = self.p.weight.shape[0]
+        whole = self.weight is not None and not self.p.settings.grad_filter_eps
+        width = max(classes, 1) if whole else 4096
+        for start in range(0, classes, width):
+            yield slice(start, min(start + width, classes))
+
+    def _weights(self, columns: slice) -> Tensor:
+        return self.p.weight[columns].to(self.p.wide)
+
+
+@dataclass
+class Outcome:
+    """Row losses, log-sum-exps and hits of the rows that count, (N,); gradients with algorithm A."""
+
+    loss: Tensor
+    lse: Tensor
+    hit: Tensor
+
+    @classmethod
+    def empty(cls, p: Problem) -> Outcome:
+        """To be filled chunk by chunk."""
+        loss, lse = (torch.empty(p.labels.shape, dtype=torch.float64, device=p.x.device) for _ in range(2))
+        return cls(loss, lse, torch.empty(p.labels.shape, dtype=torch.bool, device=p.x.device))
+
+    def put(self, part: slice, rows: Rows) -> None:
+        """Note one chunk."""
+        self.loss[part], self.lse[part], self.hit[part] = rows.loss, rows.lse, rows.hit
+
+
+def loss_and_gradients(p: Problem, needed: tuple[bool, bool, bool]) -> tuple[Outcome, Gradients]:
+    """Algorithm A: row losses, and gradients of the reduced loss."""
+    upstream = torch.ones_like(p.labels, dtype=torch.float64) / p.denominator()
+    return _sweep(p, needed, upstream)
+
+
+def losses(p: Problem) -> Outcome:
+    """First half of algorithm B: row losses only."""
+    upstream = torch.zeros_like(p.labels, dtype=torch.float64)
+    return _sweep(p, (False, False, False), upstream)[0]
+
+
+def gradients(p: Problem, needed: tuple[bool, bool, bool], upstream: Tensor) -> Gradients:
+    """Second half of algorithm B: gradients of ``sum_i upstream_i loss_i``, upstream (N,) float64."""
+    return _sweep(p, needed, upstream)[1]
+
+
+def _sweep(p: Problem, needed: tuple[bool, bool, bool], upstream: Tensor) -> tuple[Outcome, Gradients]:
+    with torch.no_grad(), torch.autocast(p.x.device.type, enabled=False):
+        return _sweep_chunks(p, needed, upstream)
+
+
+def _sweep_chunks(p: Problem, needed: tuple[bool, bool, bool], upstream: Tensor) -> tuple[Outcome, Gradients]:
+    outcome, sums = Outcome.empty(p), Gradients.zeros(p, needed)
+    block, row_weight = Block(p), p.row_weight()
+    for part in block.parts():
+        x_nD = block.inputs(part)
+        z_nV = block.logits(x_nD)
+        weights = block.weights(part, row_weight, upstream)
+        rows = _chunk(p, block, z_nV, p.labels[part], weights, write=any(needed))
+        outcome.put(part, rows)
+        if any(needed):
+            block.add_products(z_nV, x_nD, part, sums)
+    if sums.x is not None:
+        p.shard.add_up(sums.x)
+    return outcome, sums
+
+
+def _chunk(p: Problem, block: Block, z_nV: Tensor, labels: Tensor, weights: Weights, *, write: bool) -> Rows:
+    """Row values of one chunk; its logits become the gradient if ``write``."""
+    settings, passes, classes = p.settings, p.passes, block.classes
+    if settings.smooths_every_class:
+        return _whole_rows(p, block, z_nV, labels, weights)
+    target = p.shard.local(labels)
+    if settings.loss == "svm":
+        found = p.shard.merge(passes.hinge(z_nV, target, weights.row * weights.upstream, classes, settings), hinge=True)
+        return _hinge_rows(found, weights)
+    found = p.shard.merge(passes.scan(z_nV, target, classes, settings))
+    rows = finish(found, weights, settings)
+    if write:
+        passes.slopes(z_nV, found.top, rows.scale, weights.upstream, classes, settings)
+        slope = slope_of(found.target, settings)
+        _put_target(z_nV, target, rows.at_target * slope)
+    return rows
+
+
+def _put_target(g_nV: Tensor, target: Tensor, values: Tensor) -> None:
+    """Gradient of the targets that are among these columns."""
+    if not g_nV.shape[1]:
+        return
+    place = target.clamp(min=0)[:, None]
+    largest = torch.finfo(g_nV.dtype).max
+    values = values.clamp(-largest, largest).to(g_nV.dtype)[:, None]
+    g_nV.scatter_(1, place, torch.where(target[:, None] >= 0, values, g_nV.gather(1, place)))
+
+
+def _hinge_rows(found: Statistics, weights: Weights) -> Rows:
+    nothing = torch.zeros_like(found.total)
+    return Rows(weights.row * found.total, nothing, found.target > found.top, nothing, nothing)
+
+
+def _whole_rows(p: Problem, block: Block, z_nV: Tensor, labels: Tensor, weights: Weights) -> Rows:
+    """Rows whose loss sums a function over all classes: by autograd on this chunk of logits alone."""
+    if block.classes.bias is not None:
+        z_nV.add_(block.classes.bias)
+    class_weight = None if p.class_weight is None else p.class_weight.to(p.wide)
+    with torch.enable_grad():
+        leaf = z_nV.detach().requires_grad_()
+        loss = row_losses(leaf, labels, p.settings, class_weight)
+        (slopes,) = torch.autograd.grad(loss, leaf, weights.upstream.to(loss.dtype))
+        u_nV = scores(leaf.detach(), p.settings)
+    hit = u_nV.gather(1, labels[:, None]).squeeze(1) > u_nV.scatter(1, labels[:, None], float("-inf")).amax(1)
+    lse = torch.logsumexp(u_nV, 1).double()
+    z_nV.copy_(slopes)
+    nothing = torch.zeros_like(lse)
+    return Rows(loss.detach().double(), lse, hit, nothing, nothing)
