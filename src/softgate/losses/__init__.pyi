@@ -22,6 +22,10 @@ from .fourier import FourierHead as FourierHead
 from .fourier import fourier_log_pmf as fourier_log_pmf
 from .fourier import fourier_pmf as fourier_pmf
 from .fourier import pmf_smoothness as pmf_smoothness
+from .fused_linear import fused_linear_loss as fused_linear_loss
+from .fused_linear import linear_cross_entropy as linear_cross_entropy
+from .fused_linear import selective_log_softmax_fused as selective_log_softmax_fused
+from .fused_linear_module import FusedLinearLoss as FusedLinearLoss
 from .gram_head import SphericalLinear as SphericalLinear
 from .gram_head import spherical_linear as spherical_linear
 from .hierarchical import HierarchicalSoftmax as HierarchicalSoftmax

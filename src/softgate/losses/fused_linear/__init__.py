@@ -118,8 +118,8 @@ def fused_linear_loss(
         bias: ``(V,)`` or None; ``-inf`` removes a class.
         loss: ``"ce"`` cross-entropy; ``"comp_sum"`` the comp-sum loss of ``tau`` (``tau = 1 + q``: generalised
             cross-entropy, 2: mean absolute error); ``"focal"``; ``"stablemax"`` cross-entropy of StableMax
-            probabilities; ``"svm"`` squared hinge of every class against the rest, summed over the classes; ``"zloss"``;
-            or a function of the log-probabilities ``(n,)`` that returns the row losses and ``w = -d loss / d log p``.
+            probabilities; ``"svm"`` squared hinge of every class against the rest, summed over them; ``"zloss"``; or
+            a function of the log-probabilities ``(n,)`` that returns the row losses and ``w = -d loss / d log p``.
         tau: member of the comp-sum family, 0 or larger.
         gamma: exponent of the focal loss ``-(1 - p)^gamma log p``.
         temperature: T, positive.
@@ -129,12 +129,12 @@ def fused_linear_loss(
         class_weight: ``(V,)``, how much rows of each class count; gets no gradient.
         ignore_index: rows with this target contribute neither loss nor gradient, whatever they hold.
         reduction: ``"mean"`` over the (weighted) rows that count, ``"sum"`` or ``"none"``.
-        return_lse: also return the log-sum-exp of the scores, ``(...)``, without gradient; 0 where a row does not count.
+        return_lse: also return the log-sum-exp of the scores, ``(...)``, without gradient; 0 for ignored rows.
         return_accuracy: also return the share of counted rows whose target has the largest logit, alone.
         chunk: rows per chunk; ``"auto"`` takes about d / 3, so that their logits need a third of the memory of W.
         accum_dtype: dtype of logits and sums if wider than float32, in which 16-bit and float32 operands are summed.
-        grad_filter_eps: skip blocks of 4096 classes whose probabilities are all below it in a chunk (``"ce"`` only); the
-            gradient is then no longer exact.
+        grad_filter_eps: skip blocks of 4096 classes whose probabilities are all below it in a chunk (``"ce"``
+            only); the gradient is then no longer exact.
         backend: ``"auto"``, ``"eager"`` (torch operations on chunks), ``"cpu"`` (compiled), ``"triton"``, or
             ``"reference"``, which holds all logits and supports every transform.
         shift: a row is scored on the label so many positions on (last axis of ``target``), the last rows not at all.

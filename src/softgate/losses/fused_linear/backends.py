@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -82,9 +83,7 @@ def reference(input: Tensor, weight: Tensor, target: Tensor, **options: Any) -> 
     """All logits at once."""
     call = Call.of(input, weight, target, **options)
     rows = call.rows
-    found, lse, hit = dense(
-        rows.x, weight, rows.labels, rows.keep, call.bias, call.class_weight, call.settings
-    )
+    found, lse, hit = dense(rows.x, weight, rows.labels, rows.keep, call.bias, call.class_weight, call.settings)
     return call.results(call.reduce(found), lse, hit)
 
 
@@ -123,9 +122,7 @@ def _run(passes: Callable[[], Passes], input: Tensor, weight: Tensor, target: Te
 
 
 def _triton_passes() -> Passes:
-    from softgate._triton.fused_linear import TritonPasses
-
-    passes: Passes = TritonPasses()
+    passes: Passes = importlib.import_module("softgate._triton.fused_linear").TritonPasses()
     return passes
 
 

@@ -86,10 +86,15 @@ class Gradients:
     bias: Tensor | None
 
     @classmethod
-    def zeros(cls, p: Problem, needed: tuple[bool, bool, bool]) -> Gradients:
-        """Zeros for the needed ones. Rows of ``x`` that do not count stay at 0."""
-        shapes = (p.x.shape, p.weight.shape, p.weight.shape[:1])
-        return cls(*(p.x.new_zeros(s, dtype=p.wide) if n else None for s, n in zip(shapes, needed, strict=True)))
+    def of(cls, p: Problem, needed: tuple[bool, bool, bool]) -> Gradients:
+        """Memory for the needed ones. Rows of ``x`` that do not count are 0; the first chunk writes the weight's."""
+        written = p.count > 0 and p.weight.dtype == p.wide and not p.settings.grad_filter_eps
+        make = p.x.new_empty if written else p.x.new_zeros
+        return cls(
+            p.x.new_zeros(p.x.shape, dtype=p.wide) if needed[0] else None,
+            make(p.weight.shape, dtype=p.wide) if needed[1] else None,
+            p.x.new_zeros(p.weight.shape[:1], dtype=p.wide) if needed[2] else None,
+        )
 
 
 def chunk_rows(p: Problem) -> int:
@@ -109,7 +114,9 @@ class Block:
         self.p = p
         self.size = chunk_rows(p)
         self.memory = torch.empty((self.size, p.weight.shape[0]), dtype=p.wide, device=p.x.device)
-        self.weight = p.weight if p.weight.dtype == p.wide else None
+        # Tensor cores multiply bfloat16 into float32 sums; its range holds the small entries of a mean's gradient.
+        self.narrow = p.x.is_cuda and p.x.dtype is p.weight.dtype is torch.bfloat16 and p.wide is torch.float32
+        self.whole = (self.narrow or p.weight.dtype == p.wide) and not p.settings.grad_filter_eps
         bias = None if p.bias is None else p.bias.to(p.wide)
         self.spread = self._spread()
         local = self.spread
@@ -130,15 +137,29 @@ class Block:
             yield slice(start, min(start + self.size, self.p.count))
 
     def inputs(self, part: slice) -> Tensor:
-        """Rows of ``x`` in the wide dtype."""
+        """Rows of ``x`` in the dtype of the products."""
         rows = self.p.rows
-        return (self.p.x[part] if rows is None else self.p.x[rows[part]]).to(self.p.wide)
+        return (self.p.x[part] if rows is None else self.p.x[rows[part]]).to(self.operand)
+
+    @property
+    def operand(self) -> torch.dtype:
+        """Dtype of what is multiplied."""
+        return torch.bfloat16 if self.narrow else self.p.wide
+
+    def multiply(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
+        """``out (+)= a b`` with sums in the wide dtype."""
+        dtype = {"out_dtype": torch.float32} if self.narrow else {}
+        a, b = a.to(self.operand), b.to(self.operand)
+        if add:
+            torch.addmm(out, a, b, out=out, **dtype)
+        else:
+            torch.mm(a, b, out=out, **dtype)
 
     def logits(self, x_nD: Tensor) -> Tensor:
         """``x W^T`` without the bias, in the shared memory."""
         z_nV = self.memory[: x_nD.shape[0]]
         for columns in self._pieces():
-            torch.mm(x_nD, self._weights(columns).t(), out=z_nV[:, columns])
+            self.multiply(x_nD, self.p.weight[columns].t(), z_nV[:, columns], add=False)
         return z_nV
 
     def weights(self, part: slice, row_weight: Tensor, upstream: Tensor) -> Weights:
@@ -152,20 +173,22 @@ class Block:
 
     def add_products(self, g_nV: Tensor, x_nD: Tensor, part: slice, into: Gradients) -> None:
         """``dX = G W`` for the chunk; ``dW += G^T X``; ``db += G^T 1``."""
-        gx_nD = torch.zeros_like(x_nD) if into.x is not None else None
+        gx_nD = torch.zeros_like(x_nD, dtype=self.p.wide) if into.x is not None else None
+        started = part.start > 0 or not self.whole
         for columns in self._pieces():
-            if self._is_negligible(g_nV[:, columns], part):
+            g = g_nV[:, columns]
+            if self._is_negligible(g):
                 continue
             if gx_nD is not None:
-                gx_nD.addmm_(g_nV[:, columns], self._weights(columns))
+                self.multiply(g, self.p.weight[columns], gx_nD, add=True)
             if into.weight is not None:
-                into.weight[columns].addmm_(g_nV[:, columns].t(), x_nD)
+                self.multiply(g.t(), x_nD, into.weight[columns], add=started)
             if into.bias is not None:
-                into.bias[columns].add_(g_nV[:, columns].sum(0))
+                into.bias[columns].add_(g.sum(0))
         if into.x is not None and gx_nD is not None:
             into.x[part if self.p.rows is None else self.p.rows[part]] = gx_nD
 
-    def _is_negligible(self, g_nV: Tensor, part: slice) -> bool:
+    def _is_negligible(self, g_nV: Tensor) -> bool:
         eps = self.p.settings.grad_filter_eps
         if not eps:
             return False
@@ -174,13 +197,9 @@ class Block:
     def _pieces(self) -> Iterator[slice]:
         """All classes at once; in pieces where weights have to be widened first, or pieces may be skipped."""
         classes = self.p.weight.shape[0]
-        whole = self.weight is not None and not self.p.settings.grad_filter_eps
-        width = max(classes, 1) if whole else 4096
+        width = max(classes, 1) if self.whole else 4096
         for start in range(0, classes, width):
             yield slice(start, min(start + width, classes))
-
-    def _weights(self, columns: slice) -> Tensor:
-        return self.p.weight[columns].to(self.p.wide)
 
 
 @dataclass
@@ -225,7 +244,7 @@ def _sweep(p: Problem, needed: tuple[bool, bool, bool], upstream: Tensor) -> tup
 
 
 def _sweep_chunks(p: Problem, needed: tuple[bool, bool, bool], upstream: Tensor) -> tuple[Outcome, Gradients]:
-    outcome, sums = Outcome.empty(p), Gradients.zeros(p, needed)
+    outcome, sums = Outcome.empty(p), Gradients.of(p, needed)
     block, row_weight = Block(p), p.row_weight()
     for part in block.parts():
         x_nD = block.inputs(part)

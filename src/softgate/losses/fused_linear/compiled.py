@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import distributed_c10d
 
 from softgate.errors import StateError
 from softgate.losses.fused_linear import backends, chunks
@@ -42,9 +41,7 @@ def _run_callable(call: backends.Call, name: str, settings: Settings) -> Any:
     plain = Settings(**{**_fields(settings), "loss": "ce", "reduction": "none"})
     rows = call.rows
     options = encode(plain, name, call.group)
-    found, lse, hit = torch.ops.softgate.fused_linear_rows(
-        rows.x, call.weight, call.bias, rows.labels, None, options
-    )
+    found, lse, hit = torch.ops.softgate.fused_linear_rows(rows.x, call.weight, call.bias, rows.labels, None, options)
     log_p = -found
     value, slope = settings.phi(log_p.detach())
     value = torch.where(rows.keep, value - slope * (log_p - log_p.detach()), 0.0)
@@ -58,22 +55,34 @@ def _fields(settings: Settings) -> dict[str, Any]:
 
 
 def encode(settings: Settings, backend: str, group: Any) -> str:
-    """Everything that is not a tensor, as a string."""
-    values = asdict(settings)
-    values["accum_dtype"] = None if settings.accum_dtype is None else str(settings.accum_dtype).removeprefix("torch.")
-    return json.dumps([values, backend, None if group is None else group.group_name])
+    """Everything that is not a tensor as one string, written with what the compiler can trace."""
+    softcap, eps = settings.softcap or 0.0, settings.grad_filter_eps or 0.0
+    dtype = "" if settings.accum_dtype is None else str(settings.accum_dtype)
+    name = "" if group is None else group.group_name
+    numbers = f"{settings.tau} {settings.gamma} {settings.temperature} {softcap} {settings.label_smoothing}"
+    numbers = f"{numbers} {settings.z_penalty} {eps} {settings.ignore_index} {settings.chunk}"
+    return f"{settings.loss}|{settings.reduction}|{numbers}|{dtype}|{backend}|{name}"
 
 
 def _decode(options: str) -> tuple[Settings, str, Any]:
-    values, backend, name = json.loads(options)
-    if values["accum_dtype"] is not None:
-        values["accum_dtype"] = getattr(torch, values["accum_dtype"])
-    group = None
-    if name is not None:
-        from torch.distributed.distributed_c10d import _resolve_process_group
-
-        group = _resolve_process_group(name)
-    return Settings(**values), backend, group
+    loss, reduction, numbers, dtype, backend, name = options.split("|")
+    *floats, ignore_index, chunk = numbers.split()
+    tau, gamma, temperature, softcap, smoothing, penalty, eps = (float(number) for number in floats)
+    settings = Settings(
+        loss,
+        tau,
+        gamma,
+        temperature,
+        softcap or None,
+        smoothing,
+        penalty,
+        int(ignore_index),
+        reduction,
+        chunk="auto" if chunk == "auto" else int(chunk),
+        accum_dtype=getattr(torch, dtype.removeprefix("torch.")) if dtype else None,
+        grad_filter_eps=eps or None,
+    )
+    return settings, backend, distributed_c10d._resolve_process_group(name) if name else None  # type: ignore[attr-defined]
 
 
 def _problem(

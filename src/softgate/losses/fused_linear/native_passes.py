@@ -37,9 +37,7 @@ class NativePasses:
     def hinge(self, z: Tensor, target: Tensor, scale: Tensor, classes: Classes, settings: Settings) -> Statistics:
         """See :class:`softgate.losses.fused_linear.passes.Passes`."""
         numbers = torch.empty((4, z.shape[0]), dtype=torch.float64)
-        _sweep(
-            _HINGE, z, target, classes, settings, numbers=numbers, coefficients=torch.stack((scale, scale, scale))
-        )
+        _sweep(_HINGE, z, target, classes, settings, numbers=numbers, coefficients=torch.stack((scale, scale, scale)))
         return Statistics(*numbers)
 
 

@@ -77,7 +77,7 @@ class Settings:
 
     @property
     def smooths_every_class(self) -> bool:
-        """Whether smoothing sums another loss than ``-log p`` over all classes: rows of logits are then needed whole."""
+        """Whether smoothing sums another loss than ``-log p`` over all classes, which needs whole rows of logits."""
         return self.label_smoothing > 0.0 and self.loss not in _LOGARITHMIC
 
     @property
