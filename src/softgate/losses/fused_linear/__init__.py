@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softgate.dispatch import choose, transform_reason
-from softgate.errors import StateError, check_choice
+from softgate.errors import StateError, bad_type, check_choice
 from softgate.losses.fused_linear import backends, compiled, gram
 from softgate.losses.fused_linear.autograd import DENSE_ENTRIES, ONCE
 from softgate.losses.fused_linear.prepare import check_tensors
@@ -47,7 +47,7 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
                         ("loss", "hinge"), ("backend", "numpy"), ("accum_dtype", torch.bfloat16)):  # fmt: skip
         yield (x, w, y), {name: value}, ValueError, name
     yield (x, w, y), {"loss": "svm", "label_smoothing": 0.1}, ValueError, "label_smoothing"
-    yield (x, w, y), {"loss": "zloss", "softcap": 1.0}, ValueError, "softcap"
+    yield (x, w, y), {"loss": "zloss", "softcap": 1.0, "z_penalty": 0.0, "label_smoothing": 0.0}, ValueError, "softcap"
     yield (x, w, y), {"loss": "zloss", "return_lse": True}, ValueError, "return_lse"
     yield (x, w, y), {"loss": "stablemax", "grad_filter_eps": 1e-3}, ValueError, "grad_filter_eps"
 
@@ -97,7 +97,7 @@ def fused_linear_loss(
     reduction: str = "mean",
     return_lse: bool = False,
     return_accuracy: bool = False,
-    chunk: Literal["auto"] | int = "auto",
+    chunk: Literal["auto"] | int | None = None,
     accum_dtype: torch.dtype | None = None,
     grad_filter_eps: float | None = None,
     backend: Backend = "auto",
@@ -131,7 +131,7 @@ def fused_linear_loss(
         reduction: ``"mean"`` over the (weighted) rows that count, ``"sum"`` or ``"none"``.
         return_lse: also return the log-sum-exp of the scores, ``(...)``, without gradient; 0 for ignored rows.
         return_accuracy: also return the share of counted rows whose target has the largest logit, alone.
-        chunk: rows per chunk; ``"auto"`` takes about d / 3, so that their logits need a third of the memory of W.
+        chunk: rows per chunk; None or ``"auto"``: about d / 3, their logits then need a third of the memory of W.
         accum_dtype: dtype of logits and sums if wider than float32, in which 16-bit and float32 operands are summed.
         grad_filter_eps: skip blocks of 4096 classes whose probabilities are all below it in a chunk (``"ce"``
             only); the gradient is then no longer exact.
@@ -162,8 +162,10 @@ def fused_linear_loss(
     check_choice("backend", backend, BACKENDS)
     if loss == "zloss":
         gram.check(return_lse, return_accuracy, process_group)
-    classes = weight.shape[0] if process_group is None and isinstance(weight, Tensor) and weight.ndim else None
-    check_tensors(input, weight, target, bias, class_weight, settings, classes)
+    for name, value in (("return_lse", return_lse), ("return_accuracy", return_accuracy)):
+        if not isinstance(value, bool):
+            bad_type(name, value, "a bool")
+    check_tensors(input, weight, target, bias, class_weight, settings, process_group is not None)
     options = {
         **vars(settings),
         "bias": bias,
@@ -229,7 +231,7 @@ def selective_log_softmax_fused(
     temperature: float = 1.0,
     softcap: float | None = None,
     ignore_index: int = -100,
-    chunk: Literal["auto"] | int = "auto",
+    chunk: Literal["auto"] | int | None = None,
     backend: Backend = "auto",
     process_group: Any = None,
 ) -> Tensor:

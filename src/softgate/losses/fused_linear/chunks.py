@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ class Block:
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
         """``out (+)= a b`` with sums in the wide dtype."""
-        dtype = {"out_dtype": torch.float32} if self.narrow else {}
+        dtype: dict[str, Any] = {"out_dtype": torch.float32} if self.narrow else {}
         a, b = a.to(self.operand), b.to(self.operand)
         if add:
             torch.addmm(out, a, b, out=out, **dtype)

@@ -26,7 +26,7 @@ def run(call: backends.Call, backend: str) -> Any:
     if callable(settings.loss):
         return _run_callable(call, name, settings)
     options = encode(settings, name, call.group)
-    operands = (rows.x, weight, call.bias, rows.labels, call.class_weight, options)
+    operands = (rows.x, weight, call.bias, rows.labels, call.class_weight, *options)
     if settings.reduction == "none":
         return call.results(*torch.ops.softgate.fused_linear_rows(*operands))
     grad = torch.is_grad_enabled()
@@ -41,7 +41,7 @@ def _run_callable(call: backends.Call, name: str, settings: Settings) -> Any:
     plain = Settings(**{**_fields(settings), "loss": "ce", "reduction": "none"})
     rows = call.rows
     options = encode(plain, name, call.group)
-    found, lse, hit = torch.ops.softgate.fused_linear_rows(rows.x, call.weight, call.bias, rows.labels, None, options)
+    found, lse, hit = torch.ops.softgate.fused_linear_rows(rows.x, call.weight, call.bias, rows.labels, None, *options)
     log_p = -found
     value, slope = settings.phi(log_p.detach())
     value = torch.where(rows.keep, value - slope * (log_p - log_p.detach()), 0.0)
@@ -54,20 +54,22 @@ def _fields(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
-def encode(settings: Settings, backend: str, group: Any) -> str:
-    """Everything that is not a tensor as one string, written with what the compiler can trace."""
-    softcap, eps = settings.softcap or 0.0, settings.grad_filter_eps or 0.0
+Options = tuple[str, list[float], list[int]]
+
+
+def encode(settings: Settings, backend: str, group: Any) -> Options:
+    """Everything that is not a tensor, with numbers as such: tracing with dynamic shapes may make symbols of them."""
     dtype = "" if settings.accum_dtype is None else str(settings.accum_dtype)
     name = "" if group is None else group.group_name
-    numbers = f"{settings.tau} {settings.gamma} {settings.temperature} {softcap} {settings.label_smoothing}"
-    numbers = f"{numbers} {settings.z_penalty} {eps} {settings.ignore_index} {settings.chunk}"
-    return f"{settings.loss}|{settings.reduction}|{numbers}|{dtype}|{backend}|{name}"
+    words = f"{settings.loss}|{settings.reduction}|{dtype}|{backend}|{name}"
+    softcap, eps = settings.softcap or 0.0, settings.grad_filter_eps or 0.0
+    floats = [settings.tau, settings.gamma, settings.temperature, softcap, settings.label_smoothing, settings.z_penalty]
+    return words, [*floats, eps], [settings.ignore_index, settings.chunk if isinstance(settings.chunk, int) else 0]
 
 
-def _decode(options: str) -> tuple[Settings, str, Any]:
-    loss, reduction, numbers, dtype, backend, name = options.split("|")
-    *floats, ignore_index, chunk = numbers.split()
-    tau, gamma, temperature, softcap, smoothing, penalty, eps = (float(number) for number in floats)
+def _decode(words: str, floats: list[float], ints: list[int]) -> tuple[Settings, str, Any]:
+    loss, reduction, dtype, backend, name = words.split("|")
+    tau, gamma, temperature, softcap, smoothing, penalty, eps = floats
     settings = Settings(
         loss,
         tau,
@@ -76,19 +78,37 @@ def _decode(options: str) -> tuple[Settings, str, Any]:
         softcap or None,
         smoothing,
         penalty,
-        int(ignore_index),
+        ints[0],
         reduction,
-        chunk="auto" if chunk == "auto" else int(chunk),
-        accum_dtype=getattr(torch, dtype.removeprefix("torch.")) if dtype else None,
+        chunk=ints[1] or None,
+        accum_dtype=_dtype(dtype),
         grad_filter_eps=eps or None,
     )
-    return settings, backend, distributed_c10d._resolve_process_group(name) if name else None  # type: ignore[attr-defined]
+    resolve: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]
+    return settings, backend, resolve(name) if name else None
+
+
+def _dtype(name: str) -> torch.dtype | None:
+    found: torch.dtype | None = getattr(torch, name.removeprefix("torch.")) if name else None
+    return found
+
+
+def _wide(x: Tensor, weight: Tensor, words: str) -> torch.dtype:
+    both = torch.promote_types(x.dtype, weight.dtype)
+    return Settings(accum_dtype=_dtype(words.split("|")[2])).wide(both)
 
 
 def _problem(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, class_weight: Tensor | None, options: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    words: str,
+    floats: list[float],
+    ints: list[int],
 ) -> Problem:
-    settings, backend, group = _decode(options)
+    settings, backend, group = _decode(words, floats, ints)
     keep = labels != settings.ignore_index
     rows = Prepared(x, labels, keep)
     call = backends.Call(weight, bias, class_weight, rows, settings, group, labels.shape, (False, False))
@@ -108,10 +128,12 @@ def _reduced(
     bias: Tensor | None,
     labels: Tensor,
     class_weight: Tensor | None,
-    options: str,
+    words: str,
+    floats: list[float],
+    ints: list[int],
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    p = _problem(x, weight, bias, labels, class_weight, options)
+    p = _problem(x, weight, bias, labels, class_weight, words, floats, ints)
     outcome, sums = chunks.loss_and_gradients(p, (needed[0], needed[1], needed[2]))
     loss = (outcome.loss.sum() / p.denominator()).to(p.wide)
     lse, hit = scatter_rows(p, outcome.lse).to(p.wide), scatter_rows(p, outcome.hit)
@@ -125,10 +147,12 @@ def _(
     bias: Tensor | None,
     labels: Tensor,
     class_weight: Tensor | None,
-    options: str,
+    words: str,
+    floats: list[float],
+    ints: list[int],
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    wide = _decode(options)[0].wide(torch.promote_types(x.dtype, weight.dtype))
+    wide = _wide(x, weight, words)
     sizes = [torch.empty_like(t) if need and t is not None else x.new_empty(0)
              for t, need in zip((x, weight, bias), needed, strict=True)]  # fmt: skip
     row = x.new_empty(labels.shape, dtype=wide)
@@ -143,7 +167,7 @@ def _keep_gradients(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 
 def _scale_gradients(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     ready = (g * grad.to(g.dtype) if need else None for g, need in zip(ctx.saved_tensors, ctx.needed, strict=True))
-    return (*ready, None, None, None, None)
+    return (*ready, None, None, None, None, None, None)
 
 
 _reduced.register_autograd(_scale_gradients, setup_context=_keep_gradients)
@@ -151,9 +175,16 @@ _reduced.register_autograd(_scale_gradients, setup_context=_keep_gradients)
 
 @torch.library.custom_op("softgate::fused_linear_rows", mutates_args=())
 def _rows(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, class_weight: Tensor | None, options: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    words: str,
+    floats: list[float],
+    ints: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    p = _problem(x, weight, bias, labels, class_weight, options)
+    p = _problem(x, weight, bias, labels, class_weight, words, floats, ints)
     outcome = chunks.losses(p)
     loss, lse = (scatter_rows(p, values).to(p.wide) for values in (outcome.loss, outcome.lse))
     return loss, lse, scatter_rows(p, outcome.hit)
@@ -161,9 +192,16 @@ def _rows(
 
 @_rows.register_fake
 def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, class_weight: Tensor | None, options: str
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    class_weight: Tensor | None,
+    words: str,
+    floats: list[float],
+    ints: list[int],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    wide = _decode(options)[0].wide(torch.promote_types(x.dtype, weight.dtype))
+    wide = _wide(x, weight, words)
     loss, lse = (x.new_empty(labels.shape, dtype=wide) for _ in range(2))
     return loss, lse, x.new_empty(labels.shape, dtype=torch.bool)
 
@@ -175,11 +213,13 @@ def _row_gradients(
     bias: Tensor | None,
     labels: Tensor,
     class_weight: Tensor | None,
-    options: str,
+    words: str,
+    floats: list[float],
+    ints: list[int],
     grad: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    p = _problem(x, weight, bias, labels, class_weight, options)
+    p = _problem(x, weight, bias, labels, class_weight, words, floats, ints)
     found = chunks.gradients(p, (needed[0], needed[1], needed[2]), row_gradients(p, grad))
     return _filled(found, x, weight, bias)
 
@@ -191,7 +231,9 @@ def _(
     bias: Tensor | None,
     labels: Tensor,
     class_weight: Tensor | None,
-    options: str,
+    words: str,
+    floats: list[float],
+    ints: list[int],
     grad: Tensor,
     needed: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -202,13 +244,13 @@ def _(
 
 def _keep_operands(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.save_for_backward(*inputs[:5])
-    ctx.options = inputs[5]
+    ctx.options = inputs[5:]
 
 
 def _differentiate_rows(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
     needed = list(ctx.needs_input_grad[:3])
-    found = torch.ops.softgate.fused_linear_row_gradients(*ctx.saved_tensors, ctx.options, grad.contiguous(), needed)
-    return (*(g if need else None for g, need in zip(found, needed, strict=True)), None, None, None)
+    found = torch.ops.softgate.fused_linear_row_gradients(*ctx.saved_tensors, *ctx.options, grad.contiguous(), needed)
+    return (*(g if need else None for g, need in zip(found, needed, strict=True)), None, None, None, None, None)
 
 
 _rows.register_autograd(_differentiate_rows, setup_context=_keep_operands)

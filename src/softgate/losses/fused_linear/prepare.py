@@ -34,9 +34,9 @@ class Prepared:
 
 
 def check_tensors(
-    input: Any, weight: Any, target: Any, bias: Any, class_weight: Any, settings: Settings, classes: int | None
+    input: Any, weight: Any, target: Any, bias: Any, class_weight: Any, settings: Settings, sharded: bool
 ) -> None:
-    """Raise unless the tensors fit together; ``classes`` is None where other processes hold further classes."""
+    """Raise unless the tensors fit together; ``sharded``: other processes hold further classes."""
     check_float_tensor("input", input)
     check_float_tensor("weight", weight)
     if input.ndim == 0 or weight.ndim != 2 or weight.shape[1] != input.shape[-1] or weight.shape[0] == 0:
@@ -44,7 +44,8 @@ def check_tensors(
             f"weight must have shape (V, d) with V at least 1 and d the last size of input, got "
             f"{tuple(weight.shape)} for input {tuple(input.shape)}"
         )
-    autocast = torch.is_autocast_enabled(input.device.type)
+    classes = None if sharded else weight.shape[0]
+    autocast = not input.is_meta and torch.is_autocast_enabled(input.device.type)
     if input.dtype != weight.dtype and not autocast:
         raise ArgumentTypeError(f"weight must have the dtype of input, {input.dtype}, got {weight.dtype}")
     for name, value in (("bias", bias), ("class_weight", class_weight)):

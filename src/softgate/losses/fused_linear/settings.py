@@ -38,7 +38,7 @@ class Settings:
     ignore_index: int = -100
     reduction: str = "mean"
     shift: int = 0
-    chunk: int | str = "auto"
+    chunk: int | str | None = None
     accum_dtype: torch.dtype | None = None
     grad_filter_eps: float | None = None
 
@@ -56,8 +56,8 @@ class Settings:
         check_choice("reduction", self.reduction, REDUCTIONS)
         if _check_int("shift", self.shift) < 0:
             bad_value("shift", self.shift, "0 or larger")
-        if self.chunk != "auto" and (isinstance(self.chunk, str) or _check_int("chunk", self.chunk) < 1):
-            bad_value("chunk", self.chunk, "'auto' or a positive number of rows")
+        if self.chunk not in (None, "auto") and (isinstance(self.chunk, str) or _check_int("chunk", self.chunk) < 1):
+            bad_value("chunk", self.chunk, "None, 'auto' or a positive number of rows")
         if self.accum_dtype not in (None, torch.float32, torch.float64):
             bad_value("accum_dtype", self.accum_dtype, "None, torch.float32 or torch.float64")
         self._check_combinations()
