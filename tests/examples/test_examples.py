@@ -99,3 +99,9 @@ def test_fourier_head(run: Runner) -> None:
     assert float(fourier.split("smoothness ")[1].split()[0]) < float(linear.split("smoothness ")[1].split()[0])
     low, middle, high = (float(part) for part in lines[-1].split(": ")[1].split(", "))
     assert -1 <= low < middle < high <= 1
+def test_fused_loss(run: Runner) -> None:
+    first, second, third = run("fused_loss.py", "--steps", "12").splitlines()
+    assert first.split()[1].rstrip(",") == first.split()[4].rstrip(",") and first.endswith("logits None")
+    start, end = (float(part.split()[-1 if i == 0 else 0]) for i, part in enumerate(second.split(" -> ")))
+    assert end < start
+    assert third.endswith("(16, 16, 64)")

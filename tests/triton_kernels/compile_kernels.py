@@ -15,12 +15,32 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from softgate._triton import backward, forward, linear, maps
+from softgate._triton import backward, forward, fused_linear, linear, maps
 
-FLOAT32 = ("bias", "slope", "count", "offset", "stats", "sums", "dbias", "den", "floor", "grad", "shift")
-FLOATS = ("scale", "gamma", "zeta", "power")
+FLOAT32 = (
+    "bias",
+    "slope",
+    "count",
+    "offset",
+    "stats",
+    "sums",
+    "dbias",
+    "den",
+    "floor",
+    "grad",
+    "shift",
+    "u",
+    "z",
+    "spread",
+    "factor",
+    "top",
+    "constant",
+    "scale",
+)
+FLOATS = ("scale", "gamma", "zeta", "power", "softcap", "temperature", "even")
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
 ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
+SWEEP = {"SPREAD": 2, "CAPPED": True, "COMPRESSED": True, "BLOCK": 4096}
 LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "UPCAST": False}
 
 
@@ -31,7 +51,9 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, s
             kinds[name] = "constexpr"
         elif name.endswith("_ptr"):
             stem = name.removesuffix("_ptr")
-            kinds[name] = "*" + ("u8" if stem == "mask" else "fp32" if stem in FLOAT32 else dtype)
+            kinds[name] = "*" + (
+                "u8" if stem == "mask" else "i64" if stem == "target" else "fp32" if stem in FLOAT32 else dtype
+            )
         elif name in FLOATS:
             kinds[name] = "fp32"
         else:
@@ -57,6 +79,9 @@ def main() -> None:
     build(backward.row_sums, {**ATTENTION, "MAP": maps.CLIPPED, "COUNT": maps.ROWS[maps.CLIPPED]}, "fp32")
     for kernel in (linear.forward_kernel, linear.queries_kernel, linear.keys_values_kernel):
         build(kernel, LINEAR, "fp32")
+    for hinge in (False, True):
+        build(fused_linear.scan_kernel, {**SWEEP, "BIAS": True, "HINGE": hinge}, "fp32")
+    build(fused_linear.slopes_kernel, SWEEP, "fp32")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,8 @@ def use_fused_loss(model: nn.Module, **options: Any) -> FusedHead:
 
     Paper: none.
     """
+    if hasattr(model, "_softgate_fused_head"):
+        raise StateError(f"{type(model).__name__} has a fused loss already; remove() that one first")
     if isinstance(model, GPT):
         return FusedHead(model, model.head, "targets", "_loss", options)
     if not hasattr(type(model), "loss_function") or not hasattr(model, "get_output_embeddings"):
@@ -85,8 +87,6 @@ class FusedHead:
     """
 
     def __init__(self, model: nn.Module, head: nn.Linear, labels: str, loss: str, options: dict[str, Any]) -> None:
-        if hasattr(head, "_softgate_fused"):
-            raise StateError(f"{type(model).__name__} has a fused loss already; remove() that one first")
         self.model, self.head, self.options = model, head, options
         self._labels, self._signature = labels, inspect.signature(type(model).forward)
         self._keep_logits = self._skipping = False
@@ -94,7 +94,7 @@ class FusedHead:
         self._softcap: float | None = None
         self._plain: Callable[..., Tensor] = head.forward
         self._undo = Undo()
-        self._undo.set(head, "_softgate_fused", True)
+        self._undo.set(model, "_softgate_fused_head", self)
         self._undo.set(head, "forward", self._head)
         self._undo.set(model, loss, self._flat_loss if isinstance(model, GPT) else self._token_loss)
         self._undo.hook(model.register_forward_pre_hook(self._before, with_kwargs=True))

@@ -34,6 +34,7 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterable[tuple[t
 
 def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
     x, w, y = torch.ones(3, 2), torch.ones(5, 2), torch.tensor([0, 4, 1])
+    plain = {"loss": "zloss", "softcap": None, "z_penalty": 0.0, "label_smoothing": 0.0}
     yield (x.long(), w, y), {}, TypeError, "input"
     yield (x, torch.ones(5, 3), y), {}, ValueError, "weight"
     yield (x, w.double(), y), {}, TypeError, "weight"
@@ -47,8 +48,8 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
                         ("loss", "hinge"), ("backend", "numpy"), ("accum_dtype", torch.bfloat16)):  # fmt: skip
         yield (x, w, y), {name: value}, ValueError, name
     yield (x, w, y), {"loss": "svm", "label_smoothing": 0.1}, ValueError, "label_smoothing"
-    yield (x, w, y), {"loss": "zloss", "softcap": 1.0, "z_penalty": 0.0, "label_smoothing": 0.0}, ValueError, "softcap"
-    yield (x, w, y), {"loss": "zloss", "return_lse": True}, ValueError, "return_lse"
+    yield (x, w, y), {**plain, "softcap": 1.0}, ValueError, "softcap"
+    yield (x, w, y), {**plain, "return_lse": True}, ValueError, "return_lse"
     yield (x, w, y), {"loss": "stablemax", "grad_filter_eps": 1e-3}, ValueError, "grad_filter_eps"
 
 
@@ -68,7 +69,7 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
         "default": {},
         "gce": {"loss": "comp_sum", "tau": 1.7, "softcap": 3.0},
         "rows": {"loss": "focal", "reduction": "none", "z_penalty": 0.1},
-        "stablemax": {"loss": "stablemax", "label_smoothing": 0.1, "return_lse": True},
+        "stablemax": {"loss": "stablemax", "label_smoothing": 0.1},
         "svm": {"loss": "svm", "reduction": "sum"},
         "zloss": {"loss": "zloss"},
     },
