@@ -9,13 +9,14 @@ Shape suffixes: N rows that count, V classes (of this process), D features; n is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from softgate import native
 from softgate.losses.fused_linear.passes import Classes, Passes, slope_of
 from softgate.losses.fused_linear.reference import row_losses, scores
 from softgate.losses.fused_linear.rows import Rows, Statistics, Weights, finish
@@ -24,8 +25,11 @@ from softgate.losses.fused_linear.shards import Shard
 
 __all__: list[str] = []
 
+#: Memory of one chunk of logits, unless that is fewer rows than products need to be fast.
 _BYTES = 1 << 27
 _FEWEST, _MOST = 64, 512
+#: From this size on an allocation is a mapping of its own.
+_LARGE = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -90,12 +94,20 @@ class Gradients:
     def of(cls, p: Problem, needed: tuple[bool, bool, bool]) -> Gradients:
         """Memory for the needed ones. Rows of ``x`` that do not count are 0; the first chunk writes the weight's."""
         written = p.count > 0 and p.weight.dtype == p.wide and not p.settings.grad_filter_eps
-        make = p.x.new_empty if written else p.x.new_zeros
+        weight = fresh(p.weight.shape, p) if needed[1] else None
         return cls(
             p.x.new_zeros(p.x.shape, dtype=p.wide) if needed[0] else None,
-            make(p.weight.shape, dtype=p.wide) if needed[1] else None,
+            weight if weight is None or written else weight.zero_(),
             p.x.new_zeros(p.weight.shape[:1], dtype=p.wide) if needed[2] else None,
         )
+
+
+def fresh(shape: Sequence[int], p: Problem) -> Tensor:
+    """Memory that was not written, in large pages where there are any: touching small ones takes as long as a sweep."""
+    memory = torch.empty(shape, dtype=p.wide, device=p.x.device)
+    if memory.is_cpu and memory.nbytes >= _LARGE and native.available():
+        native.kernels().advise_large_pages(memory.data_ptr(), memory.nbytes)
+    return memory
 
 
 def chunk_rows(p: Problem) -> int:
@@ -104,7 +116,7 @@ def chunk_rows(p: Problem) -> int:
         return p.settings.chunk
     classes, features = p.weight.shape
     fitting = _BYTES // (max(classes, 1) * p.wide.itemsize)
-    wanted = max(min(features // 3 // 8 * 8, _MOST), 2 * _FEWEST)
+    wanted = max(min(features // 3 // 32 * 32, _MOST), 2 * _FEWEST)
     return min(max(min(wanted, fitting), _FEWEST), max(p.count, 1))
 
 
@@ -114,7 +126,7 @@ class Block:
     def __init__(self, p: Problem) -> None:
         self.p = p
         self.size = chunk_rows(p)
-        self.memory = torch.empty((self.size, p.weight.shape[0]), dtype=p.wide, device=p.x.device)
+        self.memory = fresh((self.size, p.weight.shape[0]), p)
         # Tensor cores multiply bfloat16 into float32 sums; its range holds the small entries of a mean's gradient.
         self.narrow = p.x.is_cuda and p.x.dtype is p.weight.dtype is torch.bfloat16 and p.wide is torch.float32
         self.whole = (self.narrow or p.weight.dtype == p.wide) and not p.settings.grad_filter_eps
