@@ -92,6 +92,8 @@ def test_noisy_labels(run: Runner) -> None:
     assert "of them wrong" in out
     first, second = (float(line.split("accuracy ")[1].split(",")[0]) for line in out.splitlines()[1:])
     assert first > 0.5 and second > 0.3 and "confidence" not in out.splitlines()[2]
+
+
 def test_fourier_head(run: Runner) -> None:
     lines = run("fourier_head.py", "--steps", "150").splitlines()
     linear, fourier = (line for line in lines if "nats" in line)
@@ -99,6 +101,8 @@ def test_fourier_head(run: Runner) -> None:
     assert float(fourier.split("smoothness ")[1].split()[0]) < float(linear.split("smoothness ")[1].split()[0])
     low, middle, high = (float(part) for part in lines[-1].split(": ")[1].split(", "))
     assert -1 <= low < middle < high <= 1
+
+
 def test_fused_loss(run: Runner) -> None:
     first, second, third = run("fused_loss.py", "--steps", "12").splitlines()
     assert first.split()[1].rstrip(",") == first.split()[4].rstrip(",") and first.endswith("logits None")
