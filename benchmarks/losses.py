@@ -1,4 +1,4 @@
-"""StableMax and collapse-free cross-entropy, forward and backward, against F.cross_entropy and the float64 original.
+"""Losses of dense logits, forward and backward, against F.cross_entropy; StableMax also against the float64 original.
 
     python benchmarks/losses.py [--seconds S] [--out DIR]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,14 @@ from torch.nn import functional as F
 
 from _timing import CONSOLE, peak_bytes, table, write_record
 from softgate.lab.timing import interleaved, load_per_core
-from softgate.losses import collapse_free_cross_entropy, stablemax_cross_entropy
+from softgate.losses import (
+    collapse_free_cross_entropy,
+    comp_sum_loss,
+    spherical_softmax_loss,
+    stablemax_cross_entropy,
+    taylor_softmax_loss,
+    z_loss,
+)
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (64, 131_072))
@@ -40,6 +48,37 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "collapse_free": collapse_free_cross_entropy,
     "stablemax_float64": float64_original,
 }
+
+
+DENSE_SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (8192, 32_000))
+DENSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": F.cross_entropy,
+    "comp_sum tau 1": comp_sum_loss,
+    "comp_sum tau 1.7": partial(comp_sum_loss, tau=1.7),
+    "z_loss": z_loss,
+    "taylor_softmax": taylor_softmax_loss,
+    "spherical_softmax": spherical_softmax_loss,
+}
+
+
+def measure_dense(rows: int, classes: int, seconds: float) -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    logits = (3 * torch.randn(rows, classes, generator=generator)).requires_grad_()
+    labels = torch.randint(classes, (rows,), generator=generator)
+
+    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(loss(logits, labels), logits)
+
+    times = interleaved({name: step(loss) for name, loss in DENSE.items()}, turns=5, seconds=seconds, most=400)
+    ms = {name: 1e3 * timing.median for name, timing in times.items()}
+    return {
+        "rows": rows,
+        "classes": classes,
+        "ms": ms,
+        "over cross_entropy": {
+            name: taken / ms["cross_entropy"] for name, taken in ms.items() if name != "cross_entropy"
+        },
+    }
 
 
 def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
@@ -80,7 +119,11 @@ def main() -> None:
     lines = [[f["dtype"], f["rows"], f["classes"], *f["ms"].values(), *(f[r] for r in ratios)] for f in found]
     table("forward + backward, ms (median)", header, lines)
     CONSOLE.print(f"load per core {load_per_core():.2f}")
-    write_record(options.out / "benchmark-losses.json", {"stablemax": found})
+    dense = [measure_dense(*shape, options.seconds) for shape in DENSE_SHAPES]
+    names = list(dense[0]["over cross_entropy"])
+    lines = [[f["rows"], f["classes"], f["ms"]["cross_entropy"], *f["over cross_entropy"].values()] for f in dense]
+    table("forward + backward over F.cross_entropy", ["rows", "classes", "cross_entropy, ms", *names], lines)
+    write_record(options.out / "benchmark-losses.json", {"stablemax": found, "dense": dense})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,11 @@ def test_the_readme_examples_run(tmp_path):
     assert "normalizers.softmax" in result.stdout
 
 
+def test_the_example_of_the_losses_runs(tmp_path):
+    result = run("\n".join(blocks("docs/losses.md")), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_contributing_example_passes_its_test_and_the_conformance_suite(tmp_path):
     method, test = blocks("CONTRIBUTING.md")
     (tmp_path / "capped.py").write_text(method)
@@ -42,7 +47,7 @@ def test_documents_link_to_files_that_exist():
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
-        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "swap")),
+        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "losses", "swap")),
     )
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):

@@ -14,13 +14,27 @@ from softgate.registry import SITES, methods
 SOURCE = Path(softgate.__file__).parent
 ROOMS = sorted(p.parent for p in SOURCE.glob("*/__init__.py") if "attach(__name__)" in p.read_text(encoding="utf-8"))
 
-#: The contract of the first three papers.
+#: The contract of the papers that are there.
 NAMES = {
     "normalizers": [
         "softmax", "log_softmax", "logsumexp", "logsumexp_pair", "merge_pairs", "Softmax",
         "stablemax", "log_stablemax", "StableMax", "clipped_softmax", "ClippedSoftmax",
     ],
-    "losses": ["stablemax_cross_entropy", "StableMaxCrossEntropyLoss", "collapse_free_cross_entropy"],
+    "losses": [
+        "stablemax_cross_entropy", "StableMaxCrossEntropyLoss", "collapse_free_cross_entropy",
+        "z_loss", "ZLoss", "z_loss_from_stats", "taylor_softmax_loss", "spherical_softmax_loss",
+        "FactoredSphericalLinear", "SphericalLinear", "HierarchicalSoftmax",
+        "comp_sum_loss", "CompSumLoss", "comp_sum_probabilities", "generalized_cross_entropy", "mae_loss",
+        "sum_exponential_loss", "AdvCompSumLoss", "pgd_attack", "h_consistency_bound", "minimizability_gap",
+        "l2_svm_loss", "L2SVMLoss", "crammer_singer_loss", "CrammerSingerLoss", "SVMHead",
+        "utility_to_probability", "fit_utility_transform", "mbr_decode",
+        "FourierHead", "FourierDensity", "fourier_pmf", "pmf_smoothness",
+        "DeepKernelClassifier", "HilbertClassifier", "nngp_kernel", "ntk_kernel",
+        "fused_linear_loss", "linear_cross_entropy", "FusedLinearLoss", "selective_log_softmax_fused",
+    ],
+    "activations": [
+        "HermiteActivation", "SineActivation", "dual_activation", "design_activation", "classify_activation",
+    ],
     "optim": ["OrthoGrad", "project_orthogonal_"],
     "attention": [
         "gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg", "MultiHeadAttention",
@@ -37,7 +51,10 @@ NAMES = {
         "from_qlstm", "from_rglru", "compare_systems",
     ],
     "diagnostics.dsf": ["System", "compare"],
-    "models": ["GPT", "ViT", "SOFTViT", "soft_tiny", "NaLaFormer", "NALAFORMER_CONFIGS"],
+    "models": [
+        "GPT", "ViT", "SOFTViT", "soft_tiny", "NaLaFormer", "NALAFORMER_CONFIGS",
+        "GRUSVM", "CNNSVM", "GRUCellResetBefore", "ResNet",
+    ],
     "numpy": ["softmax", "log_softmax", "logsumexp"],
     "testing": ["check_op"],
     "native": ["info"],

@@ -15,6 +15,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from loss_tables import dense_table, fused_table, heads_table, margins_table
+
 from softgate.lab.files import write_atomic, write_json
 from softgate.lab.verdicts import Stat
 
@@ -164,8 +166,12 @@ TABLES = {
     "attention_training": lambda: attention_table("training"),
     "attention_linear": linear_table,
     "attention_memory": memory_table,
+    "loss_dense": dense_table,
+    "loss_fused": fused_table,
+    "loss_heads": heads_table,
+    "loss_margins": margins_table,
 }
-PAGES = ("README.md", "docs/claims.md", "docs/attention.md")
+PAGES = ("README.md", "docs/claims.md", "docs/attention.md", "docs/losses.md")
 
 
 def refreshed(text: str) -> str:

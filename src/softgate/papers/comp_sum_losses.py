@@ -16,11 +16,12 @@ _CIFAR = {"dataset": "cifar10", "batch": 64, "lr": 2e-3, "warmup": 30, "tested":
           "stages": [[16, 1], [32, 1], [64, 1]], "stem_stride": 2}  # fmt: skip
 _MNIST = {"dataset": "mnist", "batch": 64, "eps": 0.2, "attack_steps": 5, "step_size": 0.1, "lr": 2e-3, "width": 8,
           "steps": 400, "ramp": 200, "tested": 1000, "tested_steps": 20}  # fmt: skip
+_NUS = (0.1, 0.5, 1.0)
 _METHODS: dict[str, dict[str, Any]] = {
     "clean": {"method": "clean"},
     "pgd-at": {"method": "pgd"},
     "trades": {"method": "trades", "beta": 6.0},
-    **{f"adv-{nu}": {"method": "adv-comp-sum", "tau": 1.0, "rho": 1.0, "nu": nu} for nu in (0.1, 0.5, 1.0)},
+    **{f"adv-{nu}": {"method": "adv-comp-sum", "tau": 1.0, "rho": 1.0, "nu": nu} for nu in _NUS},
 }
 
 
@@ -58,7 +59,14 @@ def _paper_cells() -> tuple[Cell, ...]:
 
 
 _NOISY = tuple(f"noise-{tau:g}" for tau in (0.0, 0.5, 1.0, 1.5, 1.7, 2.0))
-_ROBUST = 'max(robust_accuracy["adv-0.1"], robust_accuracy["adv-0.5"], robust_accuracy["adv-1.0"])'
+_ROBUST = "max(" + ", ".join(f'robust_accuracy["adv-{nu}"]' for nu in _NUS) + ")"
+
+
+def _above_trades(nu: float) -> str:
+    """Positive where robust accuracy is within two points of that of TRADES and clean accuracy above it."""
+    robust = f'robust_accuracy["adv-{nu}"] - robust_accuracy["trades"] + 0.02'
+    return f'min({robust}, accuracy["adv-{nu}"] - accuracy["trades"])'
+
 
 PAPER = Paper(
     slug="comp-sum-losses",
@@ -135,14 +143,22 @@ PAPER = Paper(
         ),
         Claim(
             id="resists-attacks",
-            statement="Adversarial comp-sum training resists PGD as well as TRADES and PGD training, at a higher clean "
-            "accuracy.",
+            statement="Adversarial comp-sum training resists PGD as well as TRADES and PGD training.",
             paper_figure="above TRADES in clean and robust accuracy (from memory)",
             source="Table 2",
             relation=f'{_ROBUST} > max(robust_accuracy["trades"], robust_accuracy["pgd-at"]) - 0.02',
             direction=f'{_ROBUST} > robust_accuracy["clean"] + 0.3',
             scales=("laptop", "paper"),
             note="laptop: MNIST, L-inf radius 0.2, PGD-20; the best of three values of nu",
+        ),
+        Claim(
+            id="better-trade-off",
+            statement="With some nu it resists PGD as well as TRADES at a higher clean accuracy.",
+            paper_figure="above TRADES in clean and robust accuracy (from memory)",
+            source="Table 2",
+            relation="max(" + ", ".join(map(_above_trades, _NUS)) + ") > 0",
+            scales=("laptop", "paper"),
+            note="robust accuracy within two points of that of TRADES, clean accuracy above it, with the same nu",
         ),
     ),
     plots=(
