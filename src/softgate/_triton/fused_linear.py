@@ -39,6 +39,7 @@ def expm1_of(x):
 
 @triton.jit
 def scores_of(z, softcap, temperature, CAPPED: tl.constexpr, COMPRESSED: tl.constexpr):
+    """Soft-capping (tanh by a series near 0), temperature, link of StableMax."""
     if CAPPED:
         x = z / softcap
         w = x * x
@@ -55,6 +56,7 @@ def scores_of(z, softcap, temperature, CAPPED: tl.constexpr, COMPRESSED: tl.cons
 
 @triton.jit
 def slope_of(u, softcap, temperature, CAPPED: tl.constexpr, COMPRESSED: tl.constexpr):
+    """Derivative of the score with respect to the logit, from the score."""
     slope = tl.zeros_like(u) + 1.0 / temperature
     if COMPRESSED:
         slope = slope * tl.exp(-tl.abs(u))

@@ -25,13 +25,23 @@ ONCE = (
 )
 
 
-class FusedLoss(torch.autograd.Function):
+def fused_loss(
+    x: Tensor, weight: Tensor, bias: Tensor | None, build: Build, dense: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """``(loss, lse, hit)``; the loss is reduced (algorithm A) or one per row of ``x`` (algorithm B).
 
-    Arguments are ``x`` (M, D), ``weight``, ``bias``, a function that makes the problem from them, and the loss as an
-    ordinary function of them, for second derivatives.
+    Args:
+        x: (M, D).
+        weight: (V, D).
+        bias: (V,) or None.
+        build: makes the problem from these.
+        dense: the loss as an ordinary function of them, for second derivatives.
     """
+    found: tuple[Tensor, Tensor, Tensor] = _FusedLoss.apply(x, weight, bias, build, dense)
+    return found
 
+
+class _FusedLoss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, build: Build, dense: Callable[..., Tensor]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from softgate import _triton, native
 from softgate.losses.fused_linear import gram
-from softgate.losses.fused_linear.autograd import Build, FusedLoss
+from softgate.losses.fused_linear.autograd import Build, fused_loss
 from softgate.losses.fused_linear.chunks import Problem
 from softgate.losses.fused_linear.native_passes import NativePasses
 from softgate.losses.fused_linear.passes import Passes, TorchPasses
@@ -117,7 +117,7 @@ def _run(passes: Callable[[], Passes], input: Tensor, weight: Tensor, target: Te
         found = dense(x, weight, rows.labels, rows.keep, bias, call.class_weight, call.settings)[0]
         return call.reduce(found)
 
-    value, lse, hit = FusedLoss.apply(rows.x, weight, call.bias, problem_of(call, passes()), whole)
+    value, lse, hit = fused_loss(rows.x, weight, call.bias, problem_of(call, passes()), whole)
     return call.results(value, lse, hit)
 
 
