@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from softgate._math import tiles
 from softgate.attention import lssa_weights, softplus_attention
 from softgate.attention.softplus import tiled
 from softgate.attention.softplus.reference import softplus_attention_reference
@@ -159,12 +160,14 @@ class Largest(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize(("power", "length"), [(15, 16_384), (None, 8192)])
-def test_memory_grows_with_the_length_only(power: int | None, length: int) -> None:
+@pytest.mark.parametrize("power", [15, None])
+def test_memory_grows_with_the_length_only(power: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "_LARGEST", 64)  # small tiles, so that a short sequence has many
+    length = 1024
     inputs = [torch.randn(1, 1, length, 2, requires_grad=True) for _ in range(3)]
     with Largest() as seen:
         tiled.run(*inputs, is_causal=True, reweight_power=power).sum().backward()
-    assert seen.numel <= 1 << 18 <= length**2 // 256  # one tile of 512 x 512
+    assert seen.numel <= 64**2 <= length**2 // 256  # one tile
     assert inputs[0].grad is not None and bool(inputs[0].grad.isfinite().all())
 
 
