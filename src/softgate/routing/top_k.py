@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softgate._checks import check_dim, check_float_tensor, check_number, check_same_device
-from softgate.errors import ArgumentValueError, bad_type, bad_value, check_choice
+from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value, check_choice
 from softgate.registry import method
 from softgate.routing._choice import check_count, largest, widened
 
@@ -43,8 +43,8 @@ def _softmax_bad() -> Iterator[_Bad]:
     x = torch.ones(2, 4)
     for k in (0, 5, -1):
         yield (x, k), {}, ArgumentValueError, "k"
-    for k in (1.0, True, None, "2"):
-        yield (x, k), {}, TypeError, "k"
+    for wrong in (1.0, True, None, "2"):
+        yield (x, wrong), {}, ArgumentTypeError, "k"
     yield (x, 2, torch.ones(2, 3)), {}, ArgumentValueError, "scores"
     yield (x, 2), {"dim": 2}, ArgumentValueError, "dim"
     yield (x, 2), {"renorm": "topk_first"}, ArgumentValueError, "renorm"
