@@ -24,7 +24,7 @@ from softgate.routing.expert_ffn.plan import Plan
 from softgate.routing.expert_ffn.products import Gathered, Grouped, PerExpert, Products
 
 #: Elements of a block that are in use at once, on the CPU: what its caches hold.
-_BLOCK = 2**19
+_BLOCK = 2**21
 #: So few assignments are computed one after the other, unsorted.
 FEW = 8
 
@@ -123,9 +123,10 @@ def _clear(rows: Tensor, work: list[_Work], hidden: Tensor | None) -> None:
     for start, end, products in work:
         rows[last:start] = 0.0
         last = end
-        if isinstance(products, PerExpert):
-            for (_, _, before), (_, after, _) in zip(products.rows, products.rows[1:], strict=False):
-                rows[start + before : start + after] = 0.0
+        if isinstance(products, PerExpert) and len(products.sizes) > len(products.places):
+            for place, piece in enumerate(rows[start:end].split_with_sizes(products.sizes)):
+                if place not in products.places:
+                    piece.zero_()
     rows[last:] = 0.0
 
 
@@ -187,8 +188,8 @@ def backward(
     dw_S = _cleared(dw_S, work, hidden) if needs[5] else dw_S
     dx = _combine(_cleared(dx_S, work, hidden), plan, indices.shape, None) if needs[0] else dx_S
     dweights = dw_S[plans.inverse(plan.order)].view(indices.shape) if needs[5] else dw_S[:0, 0]
-    found = [tensor.to(x.dtype) for tensor in found]
-    return Gradients(dx, *found, dweights)
+    dgate_up, ddown, dgate_up_bias, ddown_bias = (tensor.to(x.dtype) for tensor in found)
+    return Gradients(dx, dgate_up, ddown, dgate_up_bias, ddown_bias, dweights)
 
 
 def _cleared(rows: Tensor, work: list[_Work], hidden: Tensor | None) -> Tensor:
@@ -240,8 +241,8 @@ def _rows_of(products: Products, bias: Tensor, like: Tensor) -> Tensor:
         return bias[products.experts_of_rows]
     out = torch.empty_like(like)
     assert isinstance(products, PerExpert)
-    for expert, start, end in products.rows:
-        out[start:end] = bias[expert]
+    for expert, piece in zip(products.experts, products.pieces(out), strict=True):
+        piece.copy_(bias[expert])
     return out
 
 
@@ -265,7 +266,7 @@ def _finish(found: list[Tensor], work: list[_Work], number: int) -> None:
             for tensor in found:
                 tensor.zero_()
         return
-    had_rows = {expert for products in per_expert for expert, _, _ in products.rows}
+    had_rows = {expert for products in per_expert for expert in products.experts}
     for expert in set(range(number)) - had_rows:
         for tensor in found[:2]:
             if tensor.numel():

@@ -37,37 +37,54 @@ class PerExpert:
 
     def __init__(self, segments: Sequence[Segment], seen: set[int]) -> None:
         """``seen`` holds the experts whose rows began in an earlier block."""
-        base = segments[0].start
-        self.rows = [(s.expert, s.start - base, s.end - base) for s in segments]
+        self.experts = [segment.expert for segment in segments]
         self.seen = seen
+        #: The rows as pieces, those between segments (which belong to no expert) included.
+        self.sizes: list[int] = []
+        self.places: list[int] = []
+        last = segments[0].start
+        for _, start, end in segments:
+            if start > last:
+                self.sizes.append(start - last)
+            self.places.append(len(self.sizes))
+            self.sizes.append(end - start)
+            last = end
+
+    def pieces(self, rows: Tensor) -> list[Tensor]:
+        """The rows of each segment: views, made by one call (a slice for each costs more than a small product)."""
+        found = rows.split_with_sizes(self.sizes)
+        return list(found) if len(self.places) == len(found) else [found[place] for place in self.places]
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """See :class:`Products`."""
-        for expert, start, end in self.rows:
-            if bias is None:
-                torch.mm(x[start:end], weight[expert].t(), out=out[start:end])
-            else:
-                torch.addmm(bias[expert], x[start:end], weight[expert].t(), out=out[start:end])
+        matrices = weight.transpose(1, 2).unbind()
+        if bias is None:
+            for expert, rows, result in zip(self.experts, self.pieces(x), self.pieces(out), strict=True):
+                torch.mm(rows, matrices[expert], out=result)
+        else:
+            for expert, rows, result in zip(self.experts, self.pieces(x), self.pieces(out), strict=True):
+                torch.addmm(bias[expert], rows, matrices[expert], out=result)
 
     def input_grad(self, grad: Tensor, weight: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        for expert, start, end in self.rows:
-            torch.mm(grad[start:end], weight[expert], out=out[start:end])
+        matrices = weight.unbind()
+        for expert, rows, result in zip(self.experts, self.pieces(grad), self.pieces(out), strict=True):
+            torch.mm(rows, matrices[expert], out=result)
 
     def weight_grad(self, grad: Tensor, x: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        begun = set(self.seen)
-        for expert, start, end in self.rows:
+        begun, results = set(self.seen), out.unbind()
+        for expert, rows, inputs in zip(self.experts, self.pieces(grad), self.pieces(x), strict=True):
             if expert in begun:
-                out[expert].addmm_(grad[start:end].t(), x[start:end])
+                results[expert].addmm_(rows.t(), inputs)
             else:
-                torch.mm(grad[start:end].t(), x[start:end], out=out[expert])
+                torch.mm(rows.t(), inputs, out=results[expert])
                 begun.add(expert)
 
     def bias_grad(self, grad: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        for expert, start, end in self.rows:
-            out[expert] += widened(grad[start:end]).sum(0)
+        for expert, rows in zip(self.experts, self.pieces(grad), strict=True):
+            out[expert] += widened(rows).sum(0)
 
 
 class Grouped:
