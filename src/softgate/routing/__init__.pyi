@@ -7,6 +7,8 @@ from .dense_to_sparse import topk_activation as topk_activation
 from .dense_to_sparse import topk_dense_to_sparse as topk_dense_to_sparse
 from .expert_capacity import within_capacity as within_capacity
 from .expert_ffn import moe_ffn as moe_ffn
+from .expert_parallel import average_gradients as average_gradients
+from .expert_parallel import parallelize as parallelize
 from .gates import ActivationGate as ActivationGate
 from .gates import DenseToSparse as DenseToSparse
 from .gates import Gate as Gate

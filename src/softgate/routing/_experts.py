@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -49,6 +50,8 @@ class Experts(nn.Module):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, **factory)))
             made = nn.Parameter(torch.empty(shape[:2], **factory)) if bias else None
             self.register_parameter(f"{name}_bias", made)
+        #: Computes the forward pass where the experts are spread over processes.
+        self.elsewhere: Callable[[Experts, Tensor, Tensor, Tensor], Tensor] | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -62,14 +65,26 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
         """(T, D), (T, K), (T, K) -> (T, D)."""
+        if self.elsewhere is not None:
+            return self.elsewhere(self, x, indices, weights)
+        return self.compute(x, indices, weights, self.matrices())
+
+    def matrices(self) -> list[Tensor | None]:
+        """The parameters in the order of :func:`softgate.routing.moe_ffn`: gate_up, down and their biases."""
+        names = (self.up_name, "down_proj", f"{self.up_name}_bias", "down_proj_bias")
+        return [getattr(self, name) for name in names]
+
+    def compute(self, x: Tensor, indices: Tensor, weights: Tensor, matrices: list[Any]) -> Tensor:
+        """The layer of this module's kind with the given matrices."""
+        gate_up, down, gate_up_bias, down_bias = matrices
         return moe_ffn(
             x,
-            getattr(self, self.up_name),
-            self.down_proj,
+            gate_up,
+            down,
             indices,
             weights,
-            getattr(self, f"{self.up_name}_bias"),
-            self.down_proj_bias,
+            gate_up_bias,
+            down_bias,
             activation=self.activation,
             recompute=self.recompute,
             backend=self.backend,

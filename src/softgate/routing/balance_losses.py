@@ -245,7 +245,10 @@ def importance_loss(weights: Tensor, expert_dim: int = 1, *, eps: float = 1e-10)
     if weights.ndim < 1 or weights.shape[dim] < 2:
         bad_value("weights", tuple(weights.shape), f"at least two experts along dimension {expert_dim}")
     importance = widened(weights).movedim(dim, 0).flatten(1).sum(1) if weights.ndim > 1 else widened(weights)
-    return importance.var() / (importance.mean().square() + eps)
+    mean = importance.mean()
+    # not Tensor.var: its forward derivative under vmap is float64
+    variance = (importance - mean).square().sum() / (importance.shape[0] - 1)
+    return variance / (mean.square() + eps)
 
 
 def _sequence_samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[_Sample]:
