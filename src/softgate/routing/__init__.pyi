@@ -2,6 +2,7 @@ from .balance_losses import importance_loss as importance_loss
 from .balance_losses import load_balancing_loss as load_balancing_loss
 from .balance_losses import router_z_loss as router_z_loss
 from .balance_losses import sequence_balance_loss as sequence_balance_loss
+from .balance_simulation import simulate_balancing as simulate_balancing
 from .dense_to_sparse import dense_to_sparse_gate as dense_to_sparse_gate
 from .dense_to_sparse import topk_activation as topk_activation
 from .dense_to_sparse import topk_dense_to_sparse as topk_dense_to_sparse

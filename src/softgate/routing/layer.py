@@ -136,14 +136,14 @@ class MoE(nn.Module):
             bad_value("x", tuple(x.shape), f"of shape (…, {self.d_model})")
         rows = x.reshape(-1, self.d_model)
         keep = None if mask is None else _flat_mask(mask, x.shape[:-1])
-        routed = self._route(rows, keep, x.shape[:-1])
+        routed, terms = self._route(rows, keep, x.shape[:-1])
         y = self.experts(rows, routed.indices, routed.weights)
         if self.shared is not None:
             y = y + self.shared(rows)
-        return (attach(y, self._terms) if self.inject_aux and self._terms else y).view(x.shape)
+        return (attach(y, terms) if self.inject_aux and terms else y).view(x.shape)
 
-    def _route(self, rows: Tensor, keep: Tensor | None, shape: torch.Size) -> GateOutput:
-        """The gate's decision without padding, without tokens whose logits are no numbers, within capacity."""
+    def _route(self, rows: Tensor, keep: Tensor | None, shape: torch.Size) -> tuple[GateOutput, dict[str, Tensor]]:
+        """The gate's decision without padding and tokens that are no numbers, within capacity; and its losses."""
         # a token that is no number must not reach the gate: 0 · NaN would spoil the gradient of its weights
         finite = rows.detach().sum(-1, dtype=accumulation_dtype(rows.dtype)).isfinite()
         routed = self.gate(torch.where(finite[:, None], rows, 0.0))
@@ -161,15 +161,20 @@ class MoE(nn.Module):
         if isinstance(self.gate, SigmoidBias):
             self.gate.count(indices)
         seen = {"chosen": chosen, "bad": (~valid if keep is None else keep & ~valid).sum()}
-        self._remember(routed, indices, counted, shape, seen)
-        return GateOutput(indices, weights, routed.logits, routed.probs)
+        terms = auxiliary_terms(self.aux, routed, indices, counted, shape) if self.training else {}
+        self._remember(routed, indices, counted, terms, seen)
+        return GateOutput(indices, weights, routed.logits, routed.probs), terms
 
     def _remember(
-        self, routed: GateOutput, indices: Tensor, counted: Tensor, shape: torch.Size, seen: dict[str, Tensor]
+        self,
+        routed: GateOutput,
+        indices: Tensor,
+        counted: Tensor,
+        terms: dict[str, Tensor],
+        seen: dict[str, Tensor],
     ) -> None:
-        """Keep what statistics and auxiliary losses are made of; an activation checkpoint's repetition adds nothing."""
-        terms = auxiliary_terms(self.aux, routed, indices, counted, shape) if self.training else {}
-        if in_backward():
+        """Keep what statistics are made of, and the losses; an activation checkpoint's repetition adds nothing."""
+        if in_backward() or torch.compiler.is_exporting():
             return
         probs = torch.where(counted[:, None], routed.probs.detach(), 0.0)
         entropy = -torch.special.xlogy(probs, probs).sum() / counted.sum().clamp_min(1)

@@ -23,7 +23,8 @@ from softgate.routing.expert_ffn.activations import backward_into, forward_into
 from softgate.routing.expert_ffn.plan import Plan
 from softgate.routing.expert_ffn.products import Gathered, Grouped, PerExpert, Products
 
-#: Elements of a block that are in use at once, on the CPU: what its caches hold.
+#: Rows and elements of a block that are in use at once, on the CPU: what its caches hold, and enough for fast products.
+_ROWS = 1024
 _BLOCK = 2**21
 #: So few assignments are computed one after the other, unsorted.
 FEW = 8
@@ -64,7 +65,8 @@ def _cut(plan: Plan, indices: Tensor, x: Tensor, experts: Experts, backend: str)
 def _per_expert(segments: list[plans.Segment], x: Tensor, experts: Experts) -> Iterator[_Work]:
     on_cpu = x.device.type == "cpu"
     widths = experts.gate_up.shape[1] + 2 * x.shape[-1] + experts.down.shape[-1]
-    rows = max(128, _BLOCK * torch.get_num_threads() // widths) if on_cpu else max((s.end for s in segments), default=1)
+    fitting = max(128, min(_ROWS, _BLOCK // widths)) * torch.get_num_threads()
+    rows = fitting if on_cpu else max((s.end for s in segments), default=1)
     seen: set[int] = set()
     # 16-bit sums over parts of an expert's rows would be rounded after each part
     for block in plans.blocks(segments, rows, split=x.dtype.itemsize > 2):
