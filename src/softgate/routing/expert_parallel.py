@@ -38,6 +38,7 @@ class _ExpertParallel:
         self.size = mesh.size()
 
     def __call__(self, experts: Experts, x: Tensor, indices: Tensor, weights: Tensor) -> Tensor:
+        matrices = [_local(matrix, self.size) for matrix in experts.matrices()]
         count, width = indices.numel(), x.shape[-1]
         chosen = indices.shape[-1]
         plan = plans.by_expert(indices, experts.n_experts)
@@ -48,7 +49,6 @@ class _ExpertParallel:
         local = torch.arange(experts.n_experts // self.size, device=x.device).repeat(self.size)
         of_rows = torch.repeat_interleave(local, arrived, output_size=sum(receive))[:, None]
         ones = torch.ones(of_rows.shape, dtype=accumulation_dtype(x.dtype), device=x.device)
-        matrices = [_local(matrix, self.size) for matrix in experts.matrices()]
         back = self._all_to_all(experts.compute(there, of_rows, ones, matrices), send, receive)
         # rows without an expert have none that came back: they find the row of zeros at the end
         padded = torch.cat((back, back.new_zeros(1, width)))

@@ -65,7 +65,9 @@ def _cut(plan: Plan, indices: Tensor, x: Tensor, experts: Experts, backend: str)
 def _per_expert(segments: list[plans.Segment], x: Tensor, experts: Experts) -> Iterator[_Work]:
     on_cpu = x.device.type == "cpu"
     widths = experts.gate_up.shape[1] + 2 * x.shape[-1] + experts.down.shape[-1]
-    fitting = max(128, min(_ROWS, _BLOCK // widths)) * torch.get_num_threads()
+    count = sum(s.end - s.start for s in segments)
+    # a quarter of all rows at most: what a block uses besides must stay small beside what is kept of every row
+    fitting = max(128, min(_ROWS, _BLOCK // widths, count // 4)) * torch.get_num_threads()
     rows = fitting if on_cpu else max((s.end for s in segments), default=1)
     seen: set[int] = set()
     # 16-bit sums over parts of an expert's rows would be rounded after each part
@@ -172,7 +174,8 @@ def backward(
     hidden = _unassigned(plan, indices, number, backend)
     longest = max((item.end - item.start for item in work), default=0)
     features = experts.down.shape[-1]
-    scratch = [x.new_empty(longest, size) for size in (width, width, features, features, hidden_width, hidden_width)]
+    sizes = (width, width, features, features, hidden_width, 0 if h_S.shape[0] else hidden_width)
+    scratch = [x.new_empty(longest, size) for size in sizes]
     dx_S = x.new_empty(count if needs[0] else 0, width)
     dw_S = w_S1.new_empty(count, 1)
     found = _weight_gradients(experts, needs, backend, count)
