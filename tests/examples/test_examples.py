@@ -110,6 +110,8 @@ def test_fused_loss(run: Runner) -> None:
     start, end = (float(part.split()[-1 if i == 0 else 0]) for i, part in enumerate(second.split(" -> ")))
     assert end < start
     assert third.endswith("(16, 16, 64)")
+
+
 @pytest.mark.slow
 def test_train_moe_on_two_processes() -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
