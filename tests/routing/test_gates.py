@@ -132,7 +132,7 @@ def test_activation_gate_is_its_formula() -> None:
 def test_a_learned_temperature_starts_where_it_was_told_and_learns() -> None:
     for start in (0.01, 1.0, 30.0):
         gate = ActivationGate(8, 4, learn_temperature=True, temperature=start)
-        assert math.isclose(float(gate.temperature), start, rel_tol=1e-3)
+        assert math.isclose(float(gate.temperature.detach()), start, rel_tol=1e-3)
     gate = ActivationGate(8, 4, learn_temperature=True)
     nn.init.normal_(gate.weight)
     gate(torch.randn(5, 8)).weights.square().sum().backward()

@@ -100,7 +100,7 @@ def dense_to_sparse_gate(
     Example:
         >>> import torch
         >>> dense_to_sparse_gate(torch.tensor([0.0, 1.0]), None, 0.1).round(decimals=4)
-        tensor([0.0000, 1.0000])
+        tensor([0., 1.])
 
     Paper: Is Temperature Sample Efficient for Softmax Gaussian Mixture of Experts?, arXiv 2401.13875, eq. (1), (7).
     """
