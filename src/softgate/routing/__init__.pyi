@@ -1,3 +1,8 @@
+from ._activations import ACTIVATIONS as ACTIVATIONS
+from ._activations import HOMOGENEOUS as HOMOGENEOUS
+from ._activations import Activation as Activation
+from ._activations import activation_of as activation_of
+from ._activations import is_homogeneous as is_homogeneous
 from .balance_losses import importance_loss as importance_loss
 from .balance_losses import load_balancing_loss as load_balancing_loss
 from .balance_losses import router_z_loss as router_z_loss
@@ -15,8 +20,16 @@ from .gates import DenseToSparse as DenseToSparse
 from .gates import Gate as Gate
 from .gates import GateOutput as GateOutput
 from .gates import TopKSoftmax as TopKSoftmax
+from .gaussian_density import gaussian_moe_log_prob as gaussian_moe_log_prob
+from .gaussian_moe import GaussianMoE as GaussianMoE
+from .hellinger_distance import hellinger as hellinger
+from .identifiability import GateReport as GateReport
+from .identifiability import gate_identifiability as gate_identifiability
 from .layer import MoE as MoE
 from .layer import aux_losses as aux_losses
+from .mixing_measure import MixingMeasure as MixingMeasure
+from .rates import Rate as Rate
+from .rates import convergence_rate as convergence_rate
 from .routers import TOP_K_ROUTERS as TOP_K_ROUTERS
 from .sigmoid_bias import SigmoidBias as SigmoidBias
 from .sigmoid_bias import balance_after as balance_after
@@ -25,3 +38,6 @@ from .sigmoid_bias import max_violation as max_violation
 from .sigmoid_bias import update_gates as update_gates
 from .top_k import topk_sigmoid as topk_sigmoid
 from .top_k import topk_softmax as topk_softmax
+from .voronoi import pin_like as pin_like
+from .voronoi import voronoi_cells as voronoi_cells
+from .voronoi import voronoi_loss as voronoi_loss
