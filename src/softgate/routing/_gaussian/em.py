@@ -14,11 +14,15 @@ __all__: list[str] = []
 
 #: An expert with less responsibility than this (in samples) keeps its parameters.
 SMALLEST_SHARE = 1e-3
-#: Ridge of the weighted least squares, as a fraction of the trace of the normal matrix.
-RIDGE = 1e-10
 HALVINGS = 12
-#: Directions of the gate with less than this share of the largest information are not moved along.
-RANK_TOLERANCE = 1e-12
+#: A learned temperature stays between exp(-30) and exp(30): beyond, the gate is even or picks one expert.
+LARGEST_LOG_TEMPERATURE = 30.0
+#: Eigenvalues of a matrix with unit diagonal that are smaller count as this large: the data do not determine the
+#: direction, and rounding must not decide in their place.
+SMALLEST_EIGENVALUE = 1e-8
+#: Added to the gate's information, in nats per squared unit. Where less is known, as when the gate already separates
+#: the samples, a full step would gain about that little and be made of rounding.
+GATE_DAMPING = 1e-6
 
 #: Proposes another state, given the present one and its sums; None if it has nothing better.
 Proposal = Callable[[State, Sums], State | None]
@@ -88,21 +92,23 @@ def solve_experts(state: State, sums: Sums, var_floor: float) -> State:
         if share < SMALLEST_SHARE:
             continue
         normal, right, square = gram[:-1, :-1], gram[:-1, -1], gram[-1, -1]
-        ridge = RIDGE * np.trace(normal) * np.eye(len(normal))
-        experts[i] = theta = np.linalg.solve(normal + ridge, right)
+        experts[i] = theta = solve_symmetric(normal, right)
         rss = square - 2 * theta @ right + theta @ normal @ theta
         var[i] = max(rss / share, var_floor)
     return replace(state, experts=experts, var=var)
 
 
-def newton_direction(gradient: Array, information: Array) -> Array:
-    """``information⁺ gradient`` with a scaled diagonal, nothing along directions that the data do not determine."""
-    diagonal = np.sqrt(np.diag(information))
+def solve_symmetric(matrix: Array, right: Array) -> Array:
+    """Solution of ``matrix · z = right`` for a semidefinite matrix, damped where the matrix is singular.
+
+    Exact, after scaling the diagonal to 1, along eigenvectors with eigenvalues above ``SMALLEST_EIGENVALUE``. Constant
+    features and directions without data (fewer samples than features) get 0.
+    """
+    diagonal = np.sqrt(np.diag(matrix))
     scale = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=diagonal > 0)
-    values, vectors = np.linalg.eigh(information * scale * scale[:, None])
-    keep = values > RANK_TOLERANCE * max(float(values[-1]), 0.0)
-    along = (vectors.T @ (gradient * scale))[keep] / values[keep]
-    return np.asarray(scale * (vectors[:, keep] @ along))
+    values, vectors = np.linalg.eigh(matrix * scale * scale[:, None])
+    along = (vectors.T @ (right * scale)) / np.maximum(values, SMALLEST_EIGENVALUE)
+    return np.asarray(scale * (vectors @ along))
 
 
 def move_gate(state: State, step: Array) -> State:
@@ -110,13 +116,16 @@ def move_gate(state: State, step: Array) -> State:
     gate = state.gate.copy()
     rows = gate[:-1].size
     gate[:-1] += step[:rows].reshape(gate[:-1].shape)
-    return replace(state, gate=gate, log_temperature=state.log_temperature + float(step[rows:].sum()))
+    log_temperature = state.log_temperature + float(step[rows:].sum())
+    limit = LARGEST_LOG_TEMPERATURE
+    return replace(state, gate=gate, log_temperature=min(max(log_temperature, -limit), limit))
 
 
 def _with_newton_step(likelihood: Likelihood, state: State, moved: State, sums: Sums) -> tuple[State, Sums]:
     """``moved`` (the experts) with the longest of the halved gate steps that does not lower the log-likelihood."""
     assert sums.information is not None
-    step = newton_direction(sums.gradient, sums.information)
+    damping = GATE_DAMPING * np.eye(len(sums.gradient))
+    step = solve_symmetric(sums.information + damping, sums.gradient)
     for halving in range(HALVINGS + 2):
         # at last the experts alone; their step is EM's own and cannot lower the likelihood, but for rounding
         factor = 0.5**halving if halving <= HALVINGS and step.any() else 0.0

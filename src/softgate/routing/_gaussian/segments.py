@@ -12,12 +12,13 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from softgate.routing._gaussian.em import RIDGE
 from softgate.routing._gaussian.likelihood import Likelihood, Sums
 from softgate.routing._gaussian.state import Array, State
 
 __all__: list[str] = []
 
+#: Keeps the lines of segments whose inputs are all equal flat, as a fraction of the trace of the normal matrix.
+RIDGE = 1e-10
 #: A segment of two experts holds at least this many samples: with fewer, a line fits exactly.
 SMALLEST_SEGMENT = 3
 
