@@ -75,7 +75,8 @@ class Plot:
     Attributes:
         name: file name without suffix.
         kind: ``lines`` draws curve ``y`` over curve ``x`` for every cell; ``bars`` draws scalar ``y`` of every cell
-            with its spread; ``heatmaps`` draws matrix ``y`` (a list of rows) of every cell.
+            with its spread; ``heatmaps`` draws matrix ``y`` (a list of rows) of every cell. The spread is that over
+            seeds or, with one seed, reaches from figure ``y_low`` to ``y_high`` where a cell has these.
         y: figure name; for several a prefix ending in ``*``, or names joined by ``|``.
         x: figure name of the abscissa for ``lines``; None counts 0, 1, 2, ….
         title: what one sees.

@@ -109,6 +109,9 @@ def _lines(plot: Plot, rows: Rows) -> Figure | None:
             low = [min(curve[i] for curve in curves) for i in range(length)]
             high = [max(curve[i] for curve in curves) for i in range(length)]
             axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
+        elif (ends := _interval(rows[cell][0], name)) is not None:
+            low, high = (_curve(end)[:length] for end in ends)
+            axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
     _reference(axes, plot)
     _plain_log_ticks(axes, plot, {x for line in axes.lines for x in np.asarray(line.get_xdata())})
     _legend(axes, len(series))
@@ -145,6 +148,8 @@ def _bars(plot: Plot, rows: Rows) -> Figure | None:
         axes.annotate(f"{mean:.3g}", (position, mean), ha="center", va="bottom", fontsize=8)
         if len(values) > 1:
             axes.vlines(position, min(values), max(values), color="black", linewidth=1)
+        elif (ends := _interval(rows[cell][0], name)) is not None:
+            axes.vlines(position, *ends, color="black", linewidth=1)
     crowded = len(cells) > 4
     axes.set_xticks(range(len(cells)), cells, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.grid(axis="x", visible=False)
@@ -186,6 +191,12 @@ def _heatmaps(plot: Plot, rows: Rows) -> Figure | None:
         figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
     figure.tight_layout()
     return figure
+
+
+def _interval(row: Any, name: str) -> tuple[Any, Any] | None:
+    """The spread of figure ``name`` by its figures ``name_low`` and ``name_high``, which a seed measured itself."""
+    ends = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return None if None in ends else ends
 
 
 def _curve(value: Any) -> list[float]:

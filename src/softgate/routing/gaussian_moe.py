@@ -19,6 +19,7 @@ from softgate.routing._gaussian.likelihood import Likelihood
 from softgate.routing._gaussian.segments import SegmentSearch
 from softgate.routing._gaussian.start import start_from_clusters
 from softgate.routing._gaussian.state import Frame, State
+from softgate.routing._gaussian.threads import one_blas_thread
 from softgate.routing.gaussian_density import check_gate_options
 from softgate.routing.mixing_measure import MixingMeasure
 
@@ -143,7 +144,8 @@ class GaussianMoE(RegressorMixin, BaseEstimator):
         template = self._template(x.shape[1])
         frame = Frame.of(x, targets, np.ones(len(x)) if weight is None else weight, centred=template.is_linear)
         likelihood = self._likelihood(x, targets, weight, frame, self.top_k)
-        fits = [self._run(likelihood, start) for start in self._starts(likelihood, template)]
+        with one_blas_thread():
+            fits = [self._run(likelihood, start) for start in self._starts(likelihood, template)]
         best = max(fits, key=lambda fit: fit.history[-1])
         self._keep(frame.leave(best.state, template), best)
         return self

@@ -19,7 +19,7 @@ __all__ = ["MixingMeasure"]
 Array = NDArray[np.float64]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class MixingMeasure:
     """Atoms (β1_i, a_i, b_i, var_i) with masses exp(β0_i / temperature), and how the gate selects among them.
 
@@ -50,16 +50,34 @@ class MixingMeasure:
     a: Array
     b: Array
     var: Array
-    temperature: float = 1.0
-    activation: Activation = None
-    top_k: int | None = None
-    select: str = "logit"
+    temperature: float
+    activation: Activation
+    top_k: int | None
+    select: str
 
-    def __post_init__(self) -> None:
-        for name in ("beta0", "beta1", "a", "b", "var"):
-            value = np.array(getattr(self, name), dtype=np.float64)
+    def __init__(
+        self,
+        beta0: ArrayLike,
+        beta1: ArrayLike,
+        a: ArrayLike,
+        b: ArrayLike,
+        var: ArrayLike,
+        temperature: float = 1.0,
+        activation: Activation = None,
+        top_k: int | None = None,
+        select: str = "logit",
+    ) -> None:
+        given = {"beta0": beta0, "beta1": beta1, "a": a, "b": b, "var": var}
+        for name, array in given.items():
+            value = np.array(array, dtype=np.float64)
             wide = name in ("beta1", "a")
             object.__setattr__(self, name, value[:, None] if wide and value.ndim == 1 else value)
+        options = {"temperature": float(temperature), "activation": activation, "top_k": top_k, "select": select}
+        for name, option in options.items():
+            object.__setattr__(self, name, option)
+        self._check()
+
+    def _check(self) -> None:
         k, d = len(np.atleast_1d(self.beta0)), self.beta1.shape[-1] if self.beta1.ndim else 0
         shapes = {"beta0": (k,), "beta1": (k, d), "a": (k, d), "b": (k,), "var": (k,)}
         for name, shape in shapes.items():
@@ -70,7 +88,6 @@ class MixingMeasure:
                 raise ArgumentValueError(f"{name} must be finite, got {value}")
         if not (self.var > 0).all():
             raise ArgumentValueError(f"var must be positive, got {self.var}")
-        object.__setattr__(self, "temperature", float(self.temperature))
         check_gate_options(k, self.temperature, self.top_k, self.select)
         activation_of(self.activation)
 

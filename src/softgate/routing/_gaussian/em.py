@@ -14,7 +14,8 @@ __all__: list[str] = []
 
 #: An expert with less responsibility than this (in samples) keeps its parameters.
 SMALLEST_SHARE = 1e-3
-HALVINGS = 12
+#: A gate step is halved at most twelve times.
+SMALLEST_STEP = 0.5**12
 #: A learned temperature stays between exp(-30) and exp(30): beyond, the gate is even or picks one expert.
 LARGEST_LOG_TEMPERATURE = 30.0
 #: Eigenvalues of a matrix with unit diagonal that are smaller count as this large: the data do not determine the
@@ -70,11 +71,11 @@ def run_em(
     needs_newton = propose_gate is None and len(state.gate) > 1
     sums = likelihood.sums(state, information=needs_newton)
     history = [sums.log_likelihood]
-    converged = False
+    converged, factor = False, 1.0
     while len(history) <= max_iter and not converged:
         moved = solve_experts(state, sums, var_floor)
         if needs_newton:
-            state, sums = _with_newton_step(likelihood, state, moved, sums)
+            state, sums, factor = _with_newton_step(likelihood, state, moved, sums, min(1.0, 4 * factor))
         else:
             state, sums = _accept_if_better(likelihood, state, sums, moved)
         if propose_gate is not None:
@@ -121,21 +122,27 @@ def move_gate(state: State, step: Array) -> State:
     return replace(state, gate=gate, log_temperature=min(max(log_temperature, -limit), limit))
 
 
-def _with_newton_step(likelihood: Likelihood, state: State, moved: State, sums: Sums) -> tuple[State, Sums]:
-    """``moved`` (the experts) with the longest of the halved gate steps that does not lower the log-likelihood."""
+def _with_newton_step(
+    likelihood: Likelihood, state: State, moved: State, sums: Sums, factor: float
+) -> tuple[State, Sums, float]:
+    """``moved`` (the experts) with the longest of the halved gate steps that does not lower the log-likelihood.
+
+    Begins with ``factor`` of the step: where sparse gates keep refusing long steps, not every one is tried again.
+    """
     assert sums.information is not None
     damping = GATE_DAMPING * np.eye(len(sums.gradient))
     step = solve_symmetric(sums.information + damping, sums.gradient)
-    for halving in range(HALVINGS + 2):
-        # at last the experts alone; their step is EM's own and cannot lower the likelihood, but for rounding
-        factor = 0.5**halving if halving <= HALVINGS and step.any() else 0.0
+    while factor >= SMALLEST_STEP and step.any():
         candidate = move_gate(moved, factor * step)
         after = likelihood.sums(candidate, information=True)
         if after.log_likelihood >= sums.log_likelihood:
-            return candidate, after
-        if factor == 0.0:
-            break
-    return state, sums
+            return candidate, after, factor
+        factor /= 2
+    # the experts alone: their step is EM's own and cannot lower the likelihood, but for rounding
+    after = likelihood.sums(moved, information=True)
+    if after.log_likelihood >= sums.log_likelihood:
+        return moved, after, SMALLEST_STEP
+    return state, sums, SMALLEST_STEP
 
 
 def _accept_if_better(likelihood: Likelihood, state: State, sums: Sums, moved: State | None) -> tuple[State, Sums]:
