@@ -85,8 +85,9 @@ def gate_identifiability(model: Any, X: ArrayLike) -> GateReport:
     scale = np.divide(1.0, norms, out=np.ones_like(norms), where=norms > 0)
     values, right = np.linalg.svd(jacobian * scale, full_matrices=True)[1:]
     values = np.concatenate([values, np.zeros(len(names) - len(values))])
-    flat = right[values < FLAT * values[0]] * scale
-    moves_temperature = bool((np.abs(flat[:, -1]) > 1e-6 * np.abs(flat).max(1)).any()) if len(flat) else False
+    flat = right[values < FLAT * values[0]]
+    moves_temperature = bool((np.abs(flat[:, -1]) > 1e-6).any())
+    flat = flat * scale  # back to the parameters' own units
     direction = dict(zip(names, flat[-1].tolist(), strict=True)) if len(flat) else {}
     message = "all parameters of the gate are identified"
     if moves_temperature:

@@ -11,7 +11,7 @@ __all__: list[str] = []
 
 @cache
 def _controller() -> Any:
-    from threadpoolctl import ThreadpoolController  # comes with scikit-learn
+    from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]  # comes with scikit-learn
 
     return ThreadpoolController()
 
