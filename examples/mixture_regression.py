@@ -2,7 +2,8 @@
 
     python examples/mixture_regression.py [--samples N] [--seed S]
 
-Needs scikit-learn: pip install 'softgate[data]'. The data are two crossing lines; which one a sample is on depends on x.
+Needs scikit-learn: pip install 'softgate[data]'. The data are two crossing lines; which one a
+sample is on depends on x.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_number, check_same_device
-from softgate._math.masks import accumulation_dtype
+from softgate._math.masks import accumulation_dtype, without_autocast
 from softgate.errors import ArgumentValueError, bad_type, check_choice
 from softgate.registry import method
 from softgate.routing._activations import Activation, activation_of
@@ -141,7 +141,7 @@ def gaussian_moe_log_prob(
     _check(tensors, temperature, top_k, select)
     wide = accumulation_dtype(X.dtype)
     x, y_wide, beta0, beta1, a, b, var = (tensor.to(wide) for tensor in tensors.values())
-    with torch.autocast(X.device.type, enabled=False):
+    with without_autocast(X):
         gate = gate_log_weights(
             x, beta0, beta1, temperature=temperature, activation=activation, top_k=top_k, select=select
         )
