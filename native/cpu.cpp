@@ -17,7 +17,6 @@
 #endif
 #if defined(__linux__)
 #include <sched.h>
-#include <sys/mman.h>
 #endif
 
 namespace softgate {
@@ -128,17 +127,6 @@ bool set_isa(Isa isa) {
 
 const char* isa_name(Isa isa) {
     return isa == Isa::avx512 ? "avx512" : isa == Isa::avx2 ? "avx2" : "scalar";
-}
-
-void advise_large_pages(void* memory, Index bytes) {
-#if defined(__linux__)
-    constexpr std::uintptr_t page = 4096;
-    const std::uintptr_t first = (reinterpret_cast<std::uintptr_t>(memory) + page - 1) / page * page;
-    const std::uintptr_t last = (reinterpret_cast<std::uintptr_t>(memory) + std::uintptr_t(bytes)) / page * page;
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-    (void)memory, (void)bytes;
-#endif
 }
 
 }  // namespace softgate

@@ -20,8 +20,4 @@ bool set_isa(Isa isa);
 const char* isa_name(Isa isa);
 const KernelTable* kernels_for(Isa isa, Dtype dtype);
 
-// Asks for large pages under memory that has not been touched yet: a tenth of the page faults. A hint; nothing else
-// depends on it.
-void advise_large_pages(void* memory, Index bytes);
-
 }  // namespace softgate

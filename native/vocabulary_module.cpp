@@ -1,6 +1,5 @@
 #include "vocabulary_module.hpp"
 
-#include "cpu.hpp"
 #include "vocabulary.hpp"
 
 namespace nb = nanobind;
@@ -16,9 +15,6 @@ T* pointer(std::uintptr_t address) {
 }  // namespace
 
 void bind_vocabulary(nb::module_& m) {
-    m.def("advise_large_pages", [](std::uintptr_t memory, Index bytes) {
-        advise_large_pages(pointer<void>(memory), bytes);
-    });
     // numbers: (4, rows) float64, statistics of scan and hinge; coefficients: (3, rows), top, scale and constant.
     m.def(
         "vocabulary",

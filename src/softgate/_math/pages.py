@@ -19,9 +19,9 @@ from torch import Tensor
 LARGE = 2**25
 
 
-def in_large_pages(x: Tensor) -> Tensor:
-    """``x``, which nothing has been written to yet, after asking for large pages if it is large; a hint, no more."""
-    if x.nbytes < LARGE or x.device.type != "cpu":
+def in_large_pages(x: Tensor, at_least: int = LARGE) -> Tensor:
+    """``x``, which nothing has been written to yet, in large pages if it has ``at_least`` bytes; a hint, no more."""
+    if x.nbytes < at_least or x.device.type != "cpu":
         return x
     advise = _advise()
     if advise is not None:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgate import native
+from softgate._math.pages import in_large_pages
 from softgate.losses.fused_linear.passes import Classes, Passes, slope_of
 from softgate.losses.fused_linear.reference import row_losses, scores
 from softgate.losses.fused_linear.rows import Rows, Statistics, Weights, finish
@@ -104,10 +104,7 @@ class Gradients:
 
 def fresh(shape: Sequence[int], p: Problem) -> Tensor:
     """Memory that was not written, in large pages where there are any: touching small ones takes as long as a sweep."""
-    memory = torch.empty(shape, dtype=p.wide, device=p.x.device)
-    if memory.is_cpu and memory.nbytes >= _LARGE and native.available():
-        native.kernels().advise_large_pages(memory.data_ptr(), memory.nbytes)
-    return memory
+    return in_large_pages(torch.empty(shape, dtype=p.wide, device=p.x.device), at_least=_LARGE)
 
 
 def chunk_rows(p: Problem) -> int:
