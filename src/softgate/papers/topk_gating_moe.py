@@ -297,7 +297,7 @@ PAPER = Paper(
     notes=(
         "Experts are ranked by their logits β1·x + β0. By β1·x alone, the paper's formal definition, the simulation's "
         "second expert would never be selected on (0, 1].",
-        "The paper's M-step for the gate is a coordinate gradient step; here it is a Newton step, halved until the "
+        "The paper's M-step for the gate is a coordinate gradient step; here it is a Newton step, shortened until the "
         "observed log-likelihood does not fall.",
         "e^β0 weighs the experts in D1: the first carries 3e-4, so D1 is mostly about the second.",
         "Simulation parameters and numbers of sizes and replicates are from the group's public code for the dense gate "

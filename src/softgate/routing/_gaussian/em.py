@@ -14,7 +14,7 @@ __all__: list[str] = []
 
 #: An expert with less responsibility than this (in samples) keeps its parameters.
 SMALLEST_SHARE = 1e-3
-#: A gate step is halved at most twelve times.
+#: A gate step is quartered at most six times.
 SMALLEST_STEP = 0.5**12
 #: A learned temperature stays between exp(-30) and exp(30): beyond, the gate is even or picks one expert.
 LARGEST_LOG_TEMPERATURE = 30.0
@@ -58,7 +58,7 @@ def run_em(
     """Iterate until the log-likelihood gains less than ``tol``.
 
     From the responsibilities of one pass over the data come both the experts (in closed form) and a Newton step of the
-    gate, which is halved until the observed log-likelihood does not fall. The pass that shows it is the next one's.
+    gate, which is shortened until the observed log-likelihood does not fall. The pass that shows it is the next one's.
 
     Args:
         likelihood: the data.
@@ -75,7 +75,7 @@ def run_em(
     while len(history) <= max_iter and not converged:
         moved = solve_experts(state, sums, var_floor)
         if needs_newton:
-            state, sums, factor = _with_newton_step(likelihood, state, moved, sums, min(1.0, 4 * factor))
+            state, sums, factor = _with_newton_step(likelihood, state, moved, sums, factor)
         else:
             state, sums = _accept_if_better(likelihood, state, sums, moved)
         if propose_gate is not None:
@@ -125,19 +125,22 @@ def move_gate(state: State, step: Array) -> State:
 def _with_newton_step(
     likelihood: Likelihood, state: State, moved: State, sums: Sums, factor: float
 ) -> tuple[State, Sums, float]:
-    """``moved`` (the experts) with the longest of the halved gate steps that does not lower the log-likelihood.
+    """``moved`` (the experts) with a part of the gate's step that does not lower the log-likelihood.
 
-    Begins with ``factor`` of the step: where sparse gates keep refusing long steps, not every one is tried again.
+    Begins with ``factor`` of the step and quarters it; returns the factor that the next step may begin with. Where a
+    sparse gate keeps refusing long steps (its likelihood jumps), they are not all tried again in every iteration.
     """
     assert sums.information is not None
     damping = GATE_DAMPING * np.eye(len(sums.gradient))
     step = solve_symmetric(sums.information + damping, sums.gradient)
+    next_factor = min(1.0, 2 * factor)
     while factor >= SMALLEST_STEP and step.any():
         candidate = move_gate(moved, factor * step)
         after = likelihood.sums(candidate, information=True)
         if after.log_likelihood >= sums.log_likelihood:
-            return candidate, after, factor
-        factor /= 2
+            return candidate, after, next_factor
+        factor /= 4
+        next_factor = factor
     # the experts alone: their step is EM's own and cannot lower the likelihood, but for rounding
     after = likelihood.sums(moved, information=True)
     if after.log_likelihood >= sums.log_likelihood:
