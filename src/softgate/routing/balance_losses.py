@@ -245,10 +245,9 @@ def importance_loss(weights: Tensor, expert_dim: int = 1, *, eps: float = 1e-10)
     if weights.ndim < 1 or weights.shape[dim] < 2:
         bad_value("weights", tuple(weights.shape), f"at least two experts along dimension {expert_dim}")
     importance = widened(weights).movedim(dim, 0).flatten(1).sum(1) if weights.ndim > 1 else widened(weights)
-    mean = importance.mean()
-    # not Tensor.var: its forward derivative under vmap is float64
-    variance = (importance - mean).square().sum() / (importance.shape[0] - 1)
-    return variance / (mean.square() + eps)
+    # (1,), not a scalar: the forward derivative of scalar + number is float64 under vmap
+    mean = importance.mean(0, keepdim=True)
+    return (importance.var(0, keepdim=True) / (mean.square() + eps))[0]
 
 
 def _sequence_samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[_Sample]:
