@@ -32,6 +32,11 @@ NAMES = {
         "DeepKernelClassifier", "HilbertClassifier", "nngp_kernel", "ntk_kernel",
         "fused_linear_loss", "linear_cross_entropy", "FusedLinearLoss", "selective_log_softmax_fused",
     ],
+    "routing": [
+        "MoE", "moe_ffn", "TopKSoftmax", "DenseToSparse", "ActivationGate", "SigmoidBias", "load_balancing_loss",
+        "router_z_loss", "importance_loss", "aux_losses", "parallelize", "topk_softmax", "dense_to_sparse_gate",
+        "GaussianMoE", "voronoi_cells", "voronoi_loss", "hellinger", "convergence_rate", "gate_identifiability",
+    ],
     "activations": [
         "HermiteActivation", "SineActivation", "dual_activation", "design_activation", "classify_activation",
     ],
