@@ -14,8 +14,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from softgate import explain
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError
-from softgate.routing import MoE, SigmoidBias, average_gradients, parallelize, update_gates
+from softgate.routing import MoE, SigmoidBias, average_gradients, moe_ffn, parallelize, update_gates
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs the gloo backend")
 
@@ -153,6 +154,22 @@ def test_one_process_is_the_layer_itself(alone) -> None:
     found = train(spread, slice(0, TOKENS), 1, lambda: average_gradients(spread, mesh))
     for a, b in zip(found, train(build(), slice(0, TOKENS), 1, lambda: None), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_kernels_run_on_what_arrived(alone, monkeypatch) -> None:
+    """A collective's result is a tensor subclass, for which dispatch would take the slow reference."""
+    layer = parallelize(build(), init_device_mesh("cpu", (1, 1), mesh_dim_names=NAMES))
+    chosen = []
+    compute = layer.experts.compute
+
+    def spy(x, indices, weights, matrices):
+        gate_up, down, *biases = matrices
+        chosen.append(explain(moe_ffn, x, gate_up, down, indices, weights, *biases).chosen)
+        return compute(x, indices, weights, matrices)
+
+    monkeypatch.setattr(layer.experts, "compute", spy)
+    layer(batch(0)).sum().backward()
+    assert chosen == ["sorted"]
 
 
 def test_bad_meshes_and_models(alone) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from softgate._math.double_backward import differentiable_gradients
 from softgate._math.masks import accumulation_dtype
+from softgate.dispatch import is_batched_gradient
 from softgate.errors import StateError
 from softgate.routing.expert_ffn import compute
 from softgate.routing.expert_ffn.compute import Experts
@@ -181,7 +182,10 @@ def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         found = _differentiable(ctx.activation, tensors, needs, grad)
     else:
-        found = backward_op(grad.contiguous(), *tensors, h, order, ends, ctx.activation, ctx.backend, needs)
+        # batched gradients need the operator's rule for vmap; without them its dispatch only costs time
+        direct = not torch.compiler.is_compiling() and not is_batched_gradient(grad) and type(grad) is Tensor
+        compute_gradients: Any = _backward if direct else backward_op
+        found = compute_gradients(grad.contiguous(), *tensors, h, order, ends, ctx.activation, ctx.backend, needs)
         found = tuple(g if need else None for g, need in zip(found, needs, strict=True))
     dx, dgate_up, ddown, dgate_up_bias, ddown_bias, dweights = found
     return dx, dgate_up, ddown, dgate_up_bias, ddown_bias, None, dweights, None, None, None, None
@@ -199,6 +203,22 @@ def _differentiable(activation: str, tensors: list[Any], needs: list[bool], grad
 
 
 forward_op.register_autograd(_differentiate, setup_context=_setup)
+
+
+class _Eager(torch.autograd.Function):
+    """The operator without torch's dispatcher, which takes longer than a handful of tokens."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _forward(*inputs)
+        *tensors, activation, backend, _, _ = inputs
+        ctx.save_for_backward(*tensors, *output[1:])
+        ctx.activation, ctx.backend = activation, backend
+        return output[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, *grads)
 
 
 def run(
@@ -219,17 +239,10 @@ def run(
     tensors = (x, gate_up, down, gate_up_bias, down_bias, weights)
     train = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     weights = weights.to(accumulation_dtype(x.dtype)).reshape(-1, weights.shape[-1])
-    y, *_ = forward_op(
-        x.reshape(-1, shape[-1]),
-        gate_up,
-        down,
-        gate_up_bias,
-        down_bias,
-        indices.reshape(-1, indices.shape[-1]),
-        weights,
-        activation,
-        backend,
-        train and not recompute,
-        train,
-    )
+    rows, indices = x.reshape(-1, shape[-1]), indices.reshape(-1, indices.shape[-1])
+    inputs = (rows, gate_up, down, gate_up_bias, down_bias, indices, weights)
+    options = (activation, backend, train and not recompute, train)
+    if torch.compiler.is_compiling():
+        return forward_op(*inputs, *options)[0].view(shape)
+    y = _Eager.apply(*inputs, *options) if train else _forward(*inputs, *options)[0]  # type: ignore[no-untyped-call]
     return y.view(shape)

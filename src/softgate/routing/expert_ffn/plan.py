@@ -79,11 +79,12 @@ def blocks(segments: list[Segment], rows: int, *, split: bool) -> Iterator[list[
         start = first
         while start < last:
             room = rows - (block[-1].end - block[0].start if block else 0)
-            take = min(last - start, room) if split else last - start
-            if block and (take > room or 2 * take < min(last - start, rows)):  # rather a new block than a thin slice
+            left = last - start
+            if block and left > room and (left <= rows or not split or not room):  # whole in the next block
                 yield block
                 block = []
                 continue
+            take = min(left, room) if split else left
             block.append(Segment(expert, start, start + take))
             start += take
     if block:
