@@ -46,7 +46,9 @@ FITS = [
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("options", FITS, ids=str)
+@pytest.mark.parametrize(
+    "options", FITS, ids=lambda options: "-".join(f"{v}" for v in options.values() if not callable(v))
+)
 def test_the_likelihood_never_falls_and_is_that_of_the_parameters(options, weighted):
     x, y = draw(CROSSING, 300)
     weight = np.random.default_rng(2).integers(0, 4, 300) if weighted else None
@@ -271,7 +273,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("options", "name"), BAD, ids=str)
+@pytest.mark.parametrize(("options", "name"), BAD)
 def test_bad_options_are_refused_by_fit(options, name):
     x, y = draw(CROSSING, 30)
     with pytest.raises(ArgumentValueError, match=name):
