@@ -39,11 +39,10 @@ def test_the_middle_of_a_large_tensor_is_advised() -> None:
 def test_whole_pages_inside_the_tensor_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(pages, "_advise", lambda: lambda address, size: asked.append((address, size)))
-    monkeypatch.setattr(pages, "LARGE", 2**16)
-    in_large_pages(torch.empty(2**14 - 1))
+    in_large_pages(torch.empty(2**14 - 1), at_least=2**16)
     assert not asked
     x = torch.empty(2**15)[7:]
-    assert in_large_pages(x) is x
+    assert in_large_pages(x, at_least=2**16) is x
     ((address, size),) = asked
     page = pages.mmap.PAGESIZE
     assert address % page == 0 and size % page == 0
