@@ -48,18 +48,6 @@ def margins_table() -> str:
     return _table(record, columns)
 
 
-def dense_table() -> str:
-    """Losses of dense logits beside cross-entropy."""
-    record = _section("benchmark-losses.json", "dense")
-    names = [name for name in record["figures"][0]["over cross_entropy"]]
-    columns: dict[str, Callable[[Row], str]] = {
-        "rows × classes": lambda r: f"{r['rows']} × {r['classes']}",
-        "cross_entropy, ms": _number("ms", "cross_entropy"),
-        **{name: _number("over cross_entropy", name) for name in names},
-    }
-    return _table(record, columns)
-
-
 def _section(file: str, name: str) -> dict[str, Any]:
     record: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))[name]
     return record

@@ -15,7 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from loss_tables import dense_table, fused_table, heads_table, margins_table
+from loss_tables import fused_table, heads_table, margins_table
 
 from softgate.lab.files import write_atomic, write_json
 from softgate.lab.verdicts import Stat
@@ -166,7 +166,6 @@ TABLES = {
     "attention_training": lambda: attention_table("training"),
     "attention_linear": linear_table,
     "attention_memory": memory_table,
-    "loss_dense": dense_table,
     "loss_fused": fused_table,
     "loss_heads": heads_table,
     "loss_margins": margins_table,
