@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from softgate._checks import check_number
 from softgate._math.compress import compute_dtype
@@ -31,9 +32,11 @@ def _check_shape_of_loss(alpha: Any, b: Any, eps: Any) -> None:
 
 
 def _softplus_cost(z: Tensor, alpha: float, b: float) -> Tensor:
-    """``log(1 + exp(alpha (b - z))) / alpha`` without overflow and without a threshold."""
-    x = alpha * (b - z)
-    return torch.logaddexp(x, torch.zeros_like(x)) / alpha
+    """``log(1 + exp(alpha (b - z))) / alpha`` without overflow and without a threshold.
+
+    By the log-sigmoid, whose bits do not depend on where in the tensor an entry lies, as those of logaddexp do.
+    """
+    return -logsigmoid(alpha * (z - b)) / alpha
 
 
 def standard_scores(logits: Tensor, axis: int, eps: float) -> Tensor:
