@@ -34,9 +34,10 @@ def test_nothing_is_drawn_of_a_figure_that_no_cell_has(kind: Any) -> None:
 
 
 def test_few_places_on_a_logarithmic_axis_are_labelled_with_plain_numbers() -> None:
-    plot = Plot("context", "lines", y="loss", x="n", title="Contexts", log="x")
+    plot = Plot("context", "lines", y="loss", x="n", title="Contexts", log="x", reference={"chance": 4.0})
     svg = draw(plot, rows(a={"loss": [3.0, 2.0, 1.0], "n": [128, 256, 512]}))
     assert svg is not None and all(f">{n}<" in svg for n in (128, 256, 512)) and "×" not in svg
+    assert ">chance<" in svg and ">0<" not in svg
 
 
 def test_bars_of_several_figures_stand_side_by_side_and_are_named_once() -> None:

@@ -112,8 +112,9 @@ def _lines(plot: Plot, rows: Rows) -> Figure | None:
         elif (ends := _interval(rows[cell][0], name)) is not None:
             low, high = (_curve(end)[:length] for end in ends)
             axes.fill_between(xs, low, high, color=shade, alpha=0.15, linewidth=0)
-    _reference(axes, plot)
+    # Before the reference lines, whose ends are no places that were measured.
     _plain_log_ticks(axes, plot, {x for line in axes.lines for x in np.asarray(line.get_xdata())})
+    _reference(axes, plot)
     _legend(axes, len(series))
     return figure
 

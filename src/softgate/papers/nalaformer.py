@@ -300,7 +300,7 @@ _CLAIMS = (
         relation='accuracy["hybrid_norm_aware"] >= accuracy["hybrid_softmax"] - 0.02',
         scales=("laptop", "paper"),
         per_scale={"paper": 'accuracy["t_norm_aware"] >= accuracy["t_softmax"] - 0.005'},
-        note="One seed of a model of two stages, early in training. Stem, depth-wise positions, gate and LePE are the "
+        note="A model of two stages, early in training. Stem, depth-wise positions, gate and LePE are the "
         "same in both.",
     ),
     Claim(

@@ -317,7 +317,7 @@ _CLAIMS = (
     ),
     _beats_relu("49", "", 49, "With 49 tokens both learn faster than ReLU linear attention.", "MNIST, early training."),
     _beats_relu("196", "", 196, "With 196 tokens likewise.", "MNIST, early training."),
-    _beats_relu("cifar", "cifar10_", 64, "On CIFAR-10 with 64 tokens likewise.", "One seed, early training."),
+    _beats_relu("cifar", "cifar10_", 64, "On CIFAR-10 with 64 tokens likewise.", "Early training."),
     Claim(
         id="normalisation-costs-nothing",
         statement="SOFT++ is as accurate as SOFT.",

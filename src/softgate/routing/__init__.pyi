@@ -1,8 +1,3 @@
-from ._activations import ACTIVATIONS as ACTIVATIONS
-from ._activations import HOMOGENEOUS as HOMOGENEOUS
-from ._activations import Activation as Activation
-from ._activations import activation_of as activation_of
-from ._activations import is_homogeneous as is_homogeneous
 from .balance_losses import importance_loss as importance_loss
 from .balance_losses import load_balancing_loss as load_balancing_loss
 from .balance_losses import router_z_loss as router_z_loss

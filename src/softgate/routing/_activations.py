@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError
 from softgate.routing.dense_to_sparse import ACTIVATIONS as ROUTER_ACTIVATIONS
+from softgate.routing.dense_to_sparse import gate_activation
 
-__all__ = ["ACTIVATIONS", "HOMOGENEOUS", "Activation", "activation_of", "is_homogeneous"]
+__all__: list[str] = []
 
 #: Name of an activation, an elementwise function of a tensor, or None for the identity.
 Activation = str | Callable[[Tensor], Tensor] | None
@@ -29,21 +29,8 @@ HOMOGENEOUS = ("identity", "relu", "leaky_relu", "abs")
 
 
 def activation_of(activation: Activation) -> Callable[[Tensor], Tensor]:
-    """The function called ``activation``, ``activation`` itself if it is callable, the identity for None.
-
-    Raises:
-        ArgumentValueError: an unknown name.
-        ArgumentTypeError: neither a name nor callable nor None.
-    """
-    if activation is None:
-        return ACTIVATIONS["identity"]
-    if isinstance(activation, str):
-        if activation not in ACTIVATIONS:
-            raise ArgumentValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
-        return ACTIVATIONS[activation]
-    if not callable(activation):
-        raise ArgumentTypeError(f"activation must be a name, a callable or None, got {type(activation).__name__}")
-    return activation
+    """The function that ``activation`` stands for; see :func:`gate_activation`."""
+    return gate_activation("activation", activation, ACTIVATIONS)
 
 
 def is_homogeneous(activation: Activation) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,15 +28,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 Activation = str | Callable[[Tensor], Tensor]
 
 
-def gate_activation(name: str, activation: Any) -> Callable[[Tensor], Tensor]:
-    """The function that ``activation`` (a name, a callable or None) stands for."""
+def gate_activation(
+    name: str, activation: Any, named: Mapping[str, Callable[[Tensor], Tensor]] = ACTIVATIONS
+) -> Callable[[Tensor], Tensor]:
+    """The function that ``activation`` (a name of ``named``, a callable or None for the identity) stands for."""
     if activation is None:
-        return ACTIVATIONS["identity"]
+        return named["identity"]
     if isinstance(activation, str):
-        check_choice(name, activation, tuple(ACTIVATIONS))
-        return ACTIVATIONS[activation]
+        check_choice(name, activation, tuple(named))
+        return named[activation]
     if not callable(activation):
-        bad_type(name, activation, f"one of {', '.join(map(repr, ACTIVATIONS))}, a callable or None")
+        bad_type(name, activation, f"one of {', '.join(map(repr, named))}, a callable or None")
     return activation
 
 

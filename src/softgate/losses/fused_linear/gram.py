@@ -15,6 +15,7 @@ from torch import Tensor
 
 from softgate.errors import bad_value
 from softgate.losses.fused_linear.settings import Settings
+from softgate.losses.z_score import z_loss_from_stats
 
 __all__: list[str] = []
 
@@ -49,17 +50,9 @@ def z_loss_rows(
         a_N = a_N + b_V[y_N]
         q_N = q_N + 2.0 * (x_ND @ (w_VD.t() @ b_V)) + b_V.square().sum()
         s_N = s_N + b_V.sum()
-    rows_N = z_loss_of(a_N, q_N, s_N, weight_VD.shape[0])  # scaling all logits by 1 / T would not change it
+    rows_N = z_loss_from_stats(
+        a_N, q_N, s_N, weight_VD.shape[0], reduction="none"
+    )  # scaling all logits by 1 / T would not change it
     if class_weight_V is not None:
         rows_N = rows_N * class_weight_V.to(dtype)[y_N]
     return torch.where(keep_N, rows_N, 0.0)
-
-
-def z_loss_of(a: Tensor, q: Tensor, s: Tensor, classes: int) -> Tensor:
-    """``softplus(-z)`` with z the target's standard score; logits that are all equal give ``log 2`` and no gradient."""
-    mean = s / classes
-    variance = q / classes - mean.square()
-    spread = variance > 0.0
-    deviation = torch.where(spread, variance, 1.0).sqrt()
-    z = torch.where(spread, (a - mean) / deviation, 0.0)
-    return torch.logaddexp(torch.zeros_like(z), -z)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from softgate._math.compress import compress, exclusive_log_softmax
-from softgate.losses.fused_linear.gram import z_loss_of
 from softgate.losses.fused_linear.settings import Settings
+from softgate.losses.z_score import z_loss_from_stats
 
 __all__: list[str] = []
 
@@ -31,7 +31,9 @@ def row_losses(z_NV: Tensor, y_N: Tensor, settings: Settings, class_weight_V: Te
     if settings.loss == "svm":
         return weight_N * (1.0 + u_NV.scatter(1, y_N[:, None], -_pick(u_NV, y_N)[:, None])).clamp(min=0).square().sum(1)
     if settings.loss == "zloss":
-        return weight_N * z_loss_of(_pick(u_NV, y_N), u_NV.square().sum(1), u_NV.sum(1), u_NV.shape[1])
+        return weight_N * z_loss_from_stats(
+            _pick(u_NV, y_N), u_NV.square().sum(1), u_NV.sum(1), u_NV.shape[1], reduction="none"
+        )
     log_p_NV = exclusive_log_softmax(u_NV, 1)
     eps = settings.label_smoothing
     rows = (1.0 - eps) * weight_N * settings.phi(_pick(log_p_NV, y_N))[0]
