@@ -49,7 +49,7 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 
 # timm asks for torchvision, whose resolver would replace the CPU torch by gigabytes of CUDA; both go in alone.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable '.[dev,data,hf,ray]'
+	$(PIP) --no-build-isolation --editable '.[dev,data,hf,ray,rl]'
 	$(PIP) --no-deps timm torchvision
 	@touch $@
 

@@ -189,9 +189,10 @@ def test_a_bad_number_of_examples_is_refused(text: str, monkeypatch: pytest.Monk
 
 def test_examples_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOFTGATE_TEST_EXAMPLES", "20000")
-    assert default_examples() == 20_000
+    assert default_examples() == (20_000, 20_000)
     monkeypatch.delenv("SOFTGATE_TEST_EXAMPLES")
-    assert default_examples() == 200
+    assert default_examples() == (200, 50)
+    assert default_examples(quick=True) == (50, 50)
 
 
 def test_without_hypothesis_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

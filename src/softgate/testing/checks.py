@@ -20,9 +20,6 @@ from softgate.testing.transforms import transform_checks
 
 __all__ = ["check_op", "generate_checks"]
 
-#: Examples per law with ``quick=True``.
-QUICK_EXAMPLES = 50
-
 
 def generate_checks(
     op: Any, *, quick: bool = False, only: str | Sequence[str] | None = None, examples: int | None = None
@@ -33,15 +30,19 @@ def generate_checks(
         op: a recorded function, its record or its name.
         quick: leave out the slow checks and try 50 examples per law.
         only: names of checks or groups to keep; ``*`` stands for anything (``"reference"``, ``"law[*"``, ``"*gqa*"``).
-        examples: examples per law; ``SOFTGATE_TEST_EXAMPLES`` or 200 if None.
+        examples: examples per law; if None ``SOFTGATE_TEST_EXAMPLES``, or 200 for the first variant and 50 for others.
 
     Returns:
         The checks. ``check.run()`` raises if the op fails it.
     """
     record = record_of(op)
-    count = examples if examples is not None else QUICK_EXAMPLES if quick else default_examples()
+    first, further = (examples, examples) if examples is not None else default_examples(quick=quick)
     wanted = (only,) if isinstance(only, str) else only
-    checks = [check for variant in record.variants for check in _checks_of(record, variant, count)]
+    checks = [
+        check
+        for position, variant in enumerate(record.variants)
+        for check in _checks_of(record, variant, further if position else first)
+    ]
     return [c for c in checks if (c.quick or not quick) and (wanted is None or _is_wanted(c, wanted))]
 
 
@@ -94,7 +95,7 @@ def check_op(
         op: a recorded function (``@softgate.registry.method``), its record, or a name such as ``"losses.z_loss"``.
         quick: leave out the slow checks and try 50 examples per law.
         only: names of checks or groups to run, with ``*`` as a wildcard.
-        examples: examples per law; ``SOFTGATE_TEST_EXAMPLES`` or 200 if None.
+        examples: examples per law; if None ``SOFTGATE_TEST_EXAMPLES``, or 200 for the first variant and 50 for others.
 
     Returns:
         The report, if every check passed.
