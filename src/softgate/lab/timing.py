@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -46,8 +47,9 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time ``candidates`` in turns, one after the other in every round, so that a disturbance meets them all.
 
-    The candidates rotate their places from round to round. Every candidate runs once before the first round (pages are
-    touched, caches and lazy imports warm).
+    Every round has an order of its own, the same ones in every run: what a candidate leaves behind, in caches and in
+    memory given back to the system, is not always left to the same successor. Every candidate runs once before the
+    first round (pages are touched, caches and lazy imports warm).
 
     Args:
         candidates: name -> function without arguments.
@@ -63,14 +65,15 @@ def interleaved(
     names = list(candidates)
     repeats = {name: _repeats(candidates[name]) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
+    shuffle = random.Random(0)
     started = time.perf_counter()
     for round_number in range(most):
         if round_number >= turns and time.perf_counter() - started >= seconds:
             break
-        first = round_number % len(names)
-        for name in names[first:] + names[:first]:
+        shuffle.shuffle(names)
+        for name in names:
             taken[name].append(_measure(candidates[name], repeats[name]))
-    return {name: _summary(values) for name, values in taken.items()}
+    return {name: _summary(taken[name]) for name in candidates}
 
 
 def step_seconds(step: Callable[[], object], *, turns: int, warm: int = 1, device: str = "cpu") -> Timing:
