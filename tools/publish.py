@@ -61,6 +61,20 @@ def claims_table() -> str:
     return "\n".join(lines)
 
 
+def claims_list(slug: str, ids: list[str]) -> str:
+    """Some claims of one record as a list: what was claimed, what was measured, what came out."""
+    path = RESULTS / f"{slug}-laptop.json"
+    claims = {claim["id"]: claim for claim in json.loads(path.read_text(encoding="utf-8"))["claims"]}
+    lines = []
+    for name in ids:
+        claim = claims[name]
+        measured = ", ".join(str(Stat.from_json(item)) for item in claim["measured"])
+        lines.append(
+            f"* **{claim['verdict']}**: {claim['statement']}" + (f" Measured: {measured}." if measured else "")
+        )
+    return "\n".join(lines) + f"\n\n[Page of the reproduction](gallery/{slug}/index.html)."
+
+
 VERDICTS = ("reproduced", "reproduced in direction", "not reproduced", "needs hardware")
 
 
@@ -170,7 +184,7 @@ TABLES = {
     "loss_heads": heads_table,
     "loss_margins": margins_table,
 }
-PAGES = ("README.md", "docs/claims.md", "docs/attention.md", "docs/losses.md")
+PAGES = ("README.md", "docs/claims.md", "docs/choosing.md", "docs/attention.md", "docs/losses.md")
 
 
 def refreshed(text: str) -> str:
@@ -179,6 +193,11 @@ def refreshed(text: str) -> str:
     def block(match: re.Match[str]) -> str:
         return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
 
+    def claims(match: re.Match[str]) -> str:
+        slug, *ids = match[2].split()
+        return f"{match[1]}\n{claims_list(slug, ids)}\n{match[3]}"
+
+    text = re.sub(r"(<!-- claims: ([\w -]+) -->)\n.*?(<!-- end -->)", claims, text, flags=re.DOTALL)
     return re.sub(r"(<!-- figures: (\w+) -->)\n.*?(<!-- end -->)", block, text, flags=re.DOTALL)
 
 
