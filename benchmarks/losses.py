@@ -50,7 +50,7 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-DENSE_SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (8192, 32_000))
+DENSE_SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (2048, 32_000))
 DENSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "comp_sum tau 1": comp_sum_loss,
