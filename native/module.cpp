@@ -10,6 +10,7 @@
 #include "cpu.hpp"
 #include "driver.hpp"
 #include "eager.hpp"
+#include "experts_module.hpp"
 #include "vocabulary_module.hpp"
 
 namespace nb = nanobind;
@@ -73,9 +74,10 @@ Isa isa_from(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, and their gradients.";
+    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, and their gradients.";
     bind_attention(m);
     bind_vocabulary(m);
+    bind_experts(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softgate.routing.expert_ffn import native_rows
+
 _aten = torch.ops.aten
 
 
@@ -72,12 +74,15 @@ def activate(name: str, h: Tensor) -> Tensor:
 
 
 def forward_into(name: str, h: Tensor, a: Tensor, spare: Tensor | None = None) -> None:
-    """Write the activations of ``h`` (n, H) to ``a`` (n, F); a gated one leaves f(gate) in the upper half of ``spare``.
+    """Write the activations of ``h`` (n, H) to ``a`` (n, F).
 
-    ``spare`` (n, H) is what :func:`backward_into` will fill.
+    ``spare`` (n, H) is what :func:`backward_into` will fill: f(gate) may wait for it in the upper half.
     """
     if name not in _GATED:
         _PLAIN[name].into(h, a)
+        return
+    if name == "swiglu" and native_rows.suits(h, a):
+        native_rows.swiglu(h, a)
         return
     gate, up = h.chunk(2, -1)
     inner = a if spare is None else spare.chunk(2, -1)[1]
@@ -89,6 +94,9 @@ def backward_into(name: str, h: Tensor, da: Tensor, dh: Tensor) -> None:
     """Write the gradient of ``h`` to ``dh``, which :func:`forward_into` had as ``spare``; ``da`` is used up."""
     if name not in _GATED:
         _PLAIN[name].backward(da, h, dh)
+        return
+    if name == "swiglu" and native_rows.suits(h, da, dh):
+        native_rows.swiglu_backward(h, da, dh)
         return
     gate, up = h.chunk(2, -1)
     dgate, dup = dh.chunk(2, -1)

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from softgate.routing._choice import widened
+from softgate.routing.expert_ffn import native_rows
 from softgate.routing.expert_ffn.plan import Segment
 
 #: What grouped_mm computes with; it refuses float64.
@@ -38,6 +39,9 @@ class PerExpert:
     def __init__(self, segments: Sequence[Segment], seen: set[int]) -> None:
         """``seen`` holds the experts whose rows began in an earlier block."""
         self.experts = [segment.expert for segment in segments]
+        self.segments = [
+            (expert, start - segments[0].start, end - segments[0].start) for expert, start, end in segments
+        ]
         self.seen = seen
         #: The rows as pieces, those between segments (which belong to no expert) included.
         self.sizes: list[int] = []
@@ -55,30 +59,54 @@ class PerExpert:
         found = rows.split_with_sizes(self.sizes)
         return list(found) if len(self.places) == len(found) else [found[place] for place in self.places]
 
+    def _shared(self, matrices: Tensor, *rows: Tensor) -> tuple[list[native_rows.Segment], list[int]]:
+        """The segments of few rows, which the compiled kernels take, and the places of the others."""
+        if not (matrices.is_contiguous() and native_rows.suits(matrices, *rows)):
+            return [], list(range(len(self.segments)))
+        few = [s for s in self.segments if s[2] - s[1] <= native_rows.FEW_ROWS]
+        return few, [i for i, s in enumerate(self.segments) if s[2] - s[1] > native_rows.FEW_ROWS]
+
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """See :class:`Products`."""
-        matrices = weight.transpose(1, 2).unbind()
-        if bias is None:
-            for expert, rows, result in zip(self.experts, self.pieces(x), self.pieces(out), strict=True):
-                torch.mm(rows, matrices[expert], out=result)
-        else:
-            for expert, rows, result in zip(self.experts, self.pieces(x), self.pieces(out), strict=True):
-                torch.addmm(bias[expert], rows, matrices[expert], out=result)
+        few, others = self._shared(weight, x, out)
+        if few:
+            native_rows.forward(few, x, weight, None if bias is None else bias.contiguous(), out)
+        if not others:
+            return
+        matrices, rows, results = weight.transpose(1, 2).unbind(), self.pieces(x), self.pieces(out)
+        for i in others:
+            expert = self.experts[i]
+            if bias is None:
+                torch.mm(rows[i], matrices[expert], out=results[i])
+            else:
+                torch.addmm(bias[expert], rows[i], matrices[expert], out=results[i])
 
     def input_grad(self, grad: Tensor, weight: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        matrices = weight.unbind()
-        for expert, rows, result in zip(self.experts, self.pieces(grad), self.pieces(out), strict=True):
-            torch.mm(rows, matrices[expert], out=result)
+        few, others = self._shared(weight, grad, out)
+        if few:
+            native_rows.input_grad(few, grad, weight, out)
+        if not others:
+            return
+        matrices, rows, results = weight.unbind(), self.pieces(grad), self.pieces(out)
+        for i in others:
+            torch.mm(rows[i], matrices[self.experts[i]], out=results[i])
 
     def weight_grad(self, grad: Tensor, x: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        begun, results = set(self.seen), out.unbind()
-        for expert, rows, inputs in zip(self.experts, self.pieces(grad), self.pieces(x), strict=True):
+        few, others = self._shared(out, grad, x)
+        if few:
+            native_rows.weight_grad(few, self.seen, grad, x, out)
+        if not others:
+            return
+        begun, results = {*self.seen, *(expert for expert, _, _ in few)}, out.unbind()
+        rows, inputs = self.pieces(grad), self.pieces(x)
+        for i in others:
+            expert = self.experts[i]
             if expert in begun:
-                results[expert].addmm_(rows.t(), inputs)
+                results[expert].addmm_(rows[i].t(), inputs[i])
             else:
-                torch.mm(rows.t(), inputs, out=results[expert])
+                torch.mm(rows[i].t(), inputs[i], out=results[expert])
                 begun.add(expert)
 
     def bias_grad(self, grad: Tensor, out: Tensor) -> None:

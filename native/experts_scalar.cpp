@@ -1,0 +1,15 @@
+#include <cmath>
+#include <limits>
+
+#include "experts.hpp"
+#include "vec_scalar.hpp"
+// The kernels are written on the lanes above.
+#include "exponential.hpp"
+#include "elementary.hpp"
+#include "experts_rows.hpp"
+
+namespace softgate {
+
+ExpertKernels scalar_experts() { return experts_of_this_isa(); }
+
+}  // namespace softgate
