@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from loss_tables import fused_table, heads_table, margins_table
+from routing_tables import experts_table, mixture_table
 
 from softgate.lab.files import write_atomic, write_json
 from softgate.lab.verdicts import Stat
@@ -183,8 +184,10 @@ TABLES = {
     "loss_fused": fused_table,
     "loss_heads": heads_table,
     "loss_margins": margins_table,
+    "routing_experts": experts_table,
+    "routing_mixture": mixture_table,
 }
-PAGES = ("README.md", "docs/claims.md", "docs/choosing.md", "docs/attention.md", "docs/losses.md")
+PAGES = ("README.md", "docs/claims.md", "docs/choosing.md", "docs/attention.md", "docs/losses.md", "docs/routing.md")
 
 
 def refreshed(text: str) -> str:
