@@ -47,10 +47,21 @@ def check_policy_inputs(
         check: also look at the values, which costs a pass and a synchronisation: NaN, infinities, positive
             log-probabilities, masks other than 0/1; warn of 16-bit log-probabilities.
 
+    Returns:
+        The tensors ready to compute with.
+
     Raises:
         ArgumentTypeError: something is no dense floating-point tensor.
         ArgumentValueError: shapes or devices do not match, or, with ``check``, a value is impossible.
     """
+    check_tensors(logp, old_logp, advantages, mask, ref_logp, check=check)
+    return prepare_inputs(logp, old_logp, advantages, mask, ref_logp)
+
+
+def check_tensors(
+    logp: Any, old_logp: Any, advantages: Any, mask: Any, ref_logp: Any = None, *, check: bool = False
+) -> None:
+    """The checks of :func:`check_policy_inputs` alone."""
     shape = check_float_tensor("logp", logp).shape
     if logp.ndim != 2:
         bad_value("logp", tuple(shape), "of shape (B, T)")
@@ -68,7 +79,13 @@ def check_policy_inputs(
         warnings.warn("old_logp requires grad; it is detached, as the sampling policy is a constant", stacklevel=4)
     if check:
         _check_values({"logp": logp, **others}, wide_advantages, mask, keep)
-    dtype = compute_dtype(torch.promote_types(logp.dtype, old_logp.dtype))
+
+
+def prepare_inputs(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, ref_logp: Tensor | None = None
+) -> PolicyInputs:
+    """Tensors that have been checked in one dtype and shape, with 0 at masked positions; constants detached."""
+    keep, dtype = mask if mask.dtype == torch.bool else mask != 0, loss_dtype(logp, old_logp)
 
     def prepare(tensor: Tensor) -> Tensor:
         return torch.where(keep, tensor.to(dtype), 0.0)
@@ -76,10 +93,15 @@ def check_policy_inputs(
     return PolicyInputs(
         logp=prepare(logp),
         old_logp=prepare(old_logp.detach()),
-        advantages=prepare(wide_advantages.detach()),
+        advantages=prepare(_per_token(advantages.detach(), logp.shape)),
         mask=keep,
         ref_logp=None if ref_logp is None else prepare(ref_logp.detach()),
     )
+
+
+def loss_dtype(logp: Tensor, old_logp: Tensor) -> torch.dtype:
+    """What an objective computes in: float32, or float64 if a log-probability has it."""
+    return compute_dtype(torch.promote_types(logp.dtype, old_logp.dtype))
 
 
 def check_max_log_ratio(value: Any) -> float:

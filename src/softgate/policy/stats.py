@@ -42,13 +42,19 @@ class PolicyStats(NamedTuple):
 
 @torch.no_grad()
 def policy_stats(
-    gate: Tensor, log_ratio: Tensor, advantages: Tensor, mask: Tensor, entropy: Tensor | None = None
+    gate: Tensor,
+    log_weight: Tensor,
+    log_ratio: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    entropy: Tensor | None = None,
 ) -> PolicyStats:
     """Statistics of a batch.
 
     Args:
         gate: gate of every token, broadcastable to ``(B, T)``.
-        log_ratio: ``logp - old_logp``, clamped, ``(B, T)``.
+        log_weight: logarithm of the ratio that the objective uses, broadcastable to ``(B, T)``.
+        log_ratio: ``logp - old_logp`` of every token, clamped, ``(B, T)``.
         advantages: ``(B, T)``.
         mask: bool ``(B, T)``.
         entropy: entropy of the policy at every token ``(B, T)``, or None.
@@ -56,7 +62,7 @@ def policy_stats(
     count = mask.sum().clamp(min=1)
     gate = gate.expand_as(mask)
     some = mask.any() if mask.numel() else mask.new_zeros(())
-    ratio = torch.where(mask, log_ratio.exp(), 0.0)
+    ratio = torch.where(mask, log_weight.exp(), 0.0)
     acting = mask & (advantages != 0)
     cut = (acting & (gate == 0)).sum() / acting.sum().clamp(min=1)
     total, square = ratio.sum(), ratio.square().sum()
