@@ -1,0 +1,14 @@
+"""Policy objectives in the trainers of TRL."""
+
+from importlib.util import find_spec
+
+from softgate.errors import MissingExtraError
+from softgate.integrations import torchvision_cpu
+
+if find_spec("trl") is None:
+    raise MissingExtraError("trl", "rl", "softgate.integrations.trl")
+torchvision_cpu.repair()  # trl imports models of transformers, which import torchvision where it is installed
+
+from softgate.integrations.trl.policy import PolicyBatch as PolicyBatch  # noqa: E402
+from softgate.integrations.trl.policy import PolicyObjectiveMixin as PolicyObjectiveMixin  # noqa: E402
+from softgate.integrations.trl.policy import SoftGateGRPOTrainer as SoftGateGRPOTrainer  # noqa: E402
