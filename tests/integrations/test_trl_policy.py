@@ -16,10 +16,11 @@ from torch import Tensor
 
 pytest.importorskip("trl")
 
-import tiny_trl
+
 from trl import GRPOTrainer
 
 from softgate.integrations.trl import SoftGateGRPOTrainer
+from softgate.lab import tiny_grpo
 from softgate.policy import CISPOLoss, GRPOLoss, GSPOLoss, SAPOLoss, sapo_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the trainers warn about is not ours
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what the trainers warn abou
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A trainer after its run; its ``_compute_loss`` and that of its base class are compared on one batch."""
-    return tiny_trl.train(SoftGateGRPOTrainer, tiny_trl.config(tmp_path_factory.mktemp("run"), max_steps=2))
+    return tiny_grpo.train(SoftGateGRPOTrainer, tiny_grpo.config(tmp_path_factory.mktemp("run"), max_steps=2))
 
 
 @pytest.fixture
@@ -110,9 +111,9 @@ def test_a_function_of_ones_own(trainer, batch, monkeypatch) -> None:
 
 
 def test_training_gives_the_weights_of_trl(tmp_path: Path) -> None:
-    theirs = tiny_trl.train(GRPOTrainer, tiny_trl.config(tmp_path, loss_type="sapo"))
-    ours = tiny_trl.train(SoftGateGRPOTrainer, tiny_trl.config(tmp_path))
-    assert tiny_trl.losses(ours) == pytest.approx(tiny_trl.losses(theirs), abs=1e-6)
+    theirs = tiny_grpo.train(GRPOTrainer, tiny_grpo.config(tmp_path, loss_type="sapo"))
+    ours = tiny_grpo.train(SoftGateGRPOTrainer, tiny_grpo.config(tmp_path))
+    assert tiny_grpo.losses(ours) == pytest.approx(tiny_grpo.losses(theirs), abs=1e-6)
     for expected, found in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     entry = next(entry for entry in ours.state.log_history if "softgate/gate_mean" in entry)
@@ -130,13 +131,13 @@ def test_sapo_loss_has_the_bits_of_trl(trainer, batch, monkeypatch, kernels) -> 
 
 def test_fused_log_probabilities(tmp_path: Path) -> None:
     plain, fused = (
-        tiny_trl.train(SoftGateGRPOTrainer, tiny_trl.config(tmp_path, max_steps=3), fused_log_probs=flag)
+        tiny_grpo.train(SoftGateGRPOTrainer, tiny_grpo.config(tmp_path, max_steps=3), fused_log_probs=flag)
         for flag in (False, True)
     )
-    assert tiny_trl.losses(fused) == pytest.approx(tiny_trl.losses(plain), abs=1e-5)
+    assert tiny_grpo.losses(fused) == pytest.approx(tiny_grpo.losses(plain), abs=1e-5)
     assert all("entropy" not in entry for entry in fused.state.log_history)
     logits = fused.model(torch.tensor([[2, 3]]))  # without fused_lm_head the forward is the model's own
-    assert logits.logits.shape == (1, 2, len(tiny_trl.WORDS))
+    assert logits.logits.shape == (1, 2, len(tiny_grpo.WORDS))
 
 
 def test_listwise_objectives_get_whole_groups(tmp_path: Path) -> None:
@@ -146,8 +147,8 @@ def test_listwise_objectives_get_whole_groups(tmp_path: Path) -> None:
         seen.append(torch.stack([group_id.double(), advantages.double()]))
         return sapo_loss(logp, old_logp, advantages, mask)
 
-    args = tiny_trl.config(tmp_path, per_device_train_batch_size=8, steps_per_generation=3, max_steps=6)
-    tiny_trl.train(SoftGateGRPOTrainer, args, policy_loss=listwise)
+    args = tiny_grpo.config(tmp_path, per_device_train_batch_size=8, steps_per_generation=3, max_steps=6)
+    tiny_grpo.train(SoftGateGRPOTrainer, args, policy_loss=listwise)
     assert len(seen) == 6
     orders = set()
     for groups, advantages in seen:
@@ -171,11 +172,11 @@ def test_listwise_objectives_get_whole_groups(tmp_path: Path) -> None:
     ids=["liger", "level", "entropy", "groups", "type", "aggregation", "no_aggregation"],
 )
 def test_what_is_refused(tmp_path, settings, options, word) -> None:
-    args = tiny_trl.config(tmp_path, **settings)
+    args = tiny_grpo.config(tmp_path, **settings)
     with pytest.raises((ValueError, TypeError), match=word):
         SoftGateGRPOTrainer(
-            model=tiny_trl.model(), reward_funcs=tiny_trl.reward, args=args, train_dataset=tiny_trl.dataset(),
-            processing_class=tiny_trl.tokenizer(), **options,
+            model=tiny_grpo.model(), reward_funcs=tiny_grpo.reward, args=args, train_dataset=tiny_grpo.dataset(),
+            processing_class=tiny_grpo.tokenizer(), **options,
         )  # fmt: skip
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import tiny_trl
 import torch
 
 from softgate.integrations.trl import SoftGateGRPOTrainer
+from softgate.lab import tiny_grpo
 from softgate.policy import GRPOLoss
 
 
@@ -16,9 +16,9 @@ def main(folder: Path) -> None:
     from trl import GRPOTrainer  # after ours, which makes an incomplete torchvision importable
 
     # dapo divides by the tokens of all processes: the normalisation that is easiest to get wrong
-    theirs = tiny_trl.train(GRPOTrainer, tiny_trl.config(folder, loss_type="dapo", max_steps=3))
+    theirs = tiny_grpo.train(GRPOTrainer, tiny_grpo.config(folder, loss_type="dapo", max_steps=3))
     objective = GRPOLoss(aggregation="token_mean_global")
-    ours = tiny_trl.train(SoftGateGRPOTrainer, tiny_trl.config(folder, max_steps=3), policy_loss=objective)
+    ours = tiny_grpo.train(SoftGateGRPOTrainer, tiny_grpo.config(folder, max_steps=3), policy_loss=objective)
     for expected, found in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     print(f"processes {ours.accelerator.num_processes}, same weights", flush=True)
