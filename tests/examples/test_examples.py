@@ -127,3 +127,9 @@ def test_mixture_regression(run: Runner) -> None:
     out = run("mixture_regression.py")
     assert "switches near x = 0.3" in out and "hard gate: boundary 0.3" in out
     assert "activation none: temperature not identified" in out and "activation tanh: all parameters" in out
+
+
+def test_preference_noise(run: Runner) -> None:
+    first, *lines = run("preference_noise.py", "--scenario", "heavy-0", "--steps", "150").splitlines()
+    assert first.startswith("heavy-0: ") and [line.split(":")[0] for line in lines] == ["dpo", "raw", "kde"]
+    assert all(float(line.split("candidate in ")[1].split()[0]) > 0.4 for line in lines)  # chance is 0.25

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from softgate.integrations.trl.policy import SoftGateGRPOTrainer
 from torch import Tensor
 
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError
+from softgate.integrations.trl.policy import SoftGateGRPOTrainer
 from softgate.policy import ADPOLoss
 
 __all__ = ["ADPOTrainer", "ListwiseObjective"]
