@@ -17,6 +17,7 @@ from .gates import Gate as Gate
 from .gates import sapo_gate as sapo_gate
 from .kl import KL_KINDS as KL_KINDS
 from .kl import kl_estimate as kl_estimate
+from .mixed_steps import mixed_log_prob as mixed_log_prob
 from .modules import CISPOLoss as CISPOLoss
 from .modules import GRPOLoss as GRPOLoss
 from .modules import GSPOLoss as GSPOLoss
@@ -33,4 +34,11 @@ from .preference_targets import group_z_scores as group_z_scores
 from .preference_targets import preference_target as preference_target
 from .preference_targets import smoothed_cdf as smoothed_cdf
 from .soft_adaptive import sapo_loss as sapo_loss
+from .soft_generation import SoftRollout as SoftRollout
+from .soft_generation import SoftSampling as SoftSampling
+from .soft_generation import SoftThinkingGenerator as SoftThinkingGenerator
+from .soft_log_prob import soft_token_log_prob as soft_token_log_prob
+from .soft_tokens import SoftToken as SoftToken
+from .soft_tokens import sample_soft_token as sample_soft_token
+from .soft_tokens import soft_embedding as soft_embedding
 from .stats import PolicyStats as PolicyStats
