@@ -169,13 +169,15 @@ class SoftThinkingGenerator:
         logits, cache = self._forward(embedding(input_ids), mask, None)
         thinking = torch.ones_like(input_ids[:, 0], dtype=torch.bool)
         done = torch.zeros_like(thinking)
+        left = torch.full_like(input_ids[:, 0], self.max_answer)
         steps, completion, action = [], [], []
         for step in range(self.max_think + 1 + self.max_answer):
             token, forced = self._draw(logits, thinking, done, step, generator)
             steps.append(token)
             completion.append(~done)
             action.append(~done & ~forced)
-            done = done | (~thinking & self._ends(token.ids[:, 0]))
+            left = left - (~thinking & ~done).to(left.dtype)
+            done = done | (~thinking & self._ends(token.ids[:, 0])) | (left == 0)
             thinking = thinking & token.is_soft
             if bool(done.all()):
                 break
