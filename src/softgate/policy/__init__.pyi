@@ -38,6 +38,8 @@ from .soft_generation import SoftRollout as SoftRollout
 from .soft_generation import SoftSampling as SoftSampling
 from .soft_generation import SoftThinkingGenerator as SoftThinkingGenerator
 from .soft_log_prob import soft_token_log_prob as soft_token_log_prob
+from .soft_objective import SoftGRPOLoss as SoftGRPOLoss
+from .soft_objective import soft_grpo_loss as soft_grpo_loss
 from .soft_scoring import rollout_log_prob as rollout_log_prob
 from .soft_tokens import SoftToken as SoftToken
 from .soft_tokens import sample_soft_token as sample_soft_token
