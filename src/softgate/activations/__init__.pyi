@@ -2,6 +2,8 @@ from .dual import DualActivation as DualActivation
 from .dual import dual_activation as dual_activation
 from .hermite import HermiteActivation as HermiteActivation
 from .hermite import hermite_activation as hermite_activation
+from .pade import RationalActivation as RationalActivation
+from .pade import rational as rational
 from .sine import SineActivation as SineActivation
 from .sine import sine_activation as sine_activation
 from .taxonomy import ActivationClass as ActivationClass
