@@ -3,6 +3,11 @@ from .gpt import GPT as GPT
 from .gpt import GPTConfig as GPTConfig
 from .gru_reset_before import GRUCellResetBefore as GRUCellResetBefore
 from .gru_svm import GRUSVM as GRUSVM
+from .iapt import IAPTConfig as IAPTConfig
+from .iapt import IAPTModel as IAPTModel
+from .iapt import PromptGenerator as PromptGenerator
+from .iapt import SelfAttentionPool as SelfAttentionPool
+from .iapt import get_iapt_model as get_iapt_model
 from .mlp import MLP as MLP
 from .nalaformer import NALAFORMER_CONFIGS as NALAFORMER_CONFIGS
 from .nalaformer import NaLaFormer as NaLaFormer
