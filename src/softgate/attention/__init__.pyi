@@ -1,4 +1,5 @@
 from .alibi import alibi_slopes as alibi_slopes
+from .analysis import solve_query as solve_query
 from .cache import KVCache as KVCache
 from .cache import LayerCache as LayerCache
 from .cache import StateCache as StateCache
