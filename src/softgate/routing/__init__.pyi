@@ -23,6 +23,12 @@ from .identifiability import gate_identifiability as gate_identifiability
 from .layer import MoE as MoE
 from .layer import aux_losses as aux_losses
 from .mixing_measure import MixingMeasure as MixingMeasure
+from .prompt_bank import PromptBank as PromptBank
+from .prompt_mixing import hard_prompt_gate_target as hard_prompt_gate_target
+from .prompt_mixing import mix_text_features as mix_text_features
+from .prompt_mixing import mixture_logits as mixture_logits
+from .prompt_mixture import PromptMixture as PromptMixture
+from .prompt_mixture import PromptMixtureOutput as PromptMixtureOutput
 from .rates import Rate as Rate
 from .rates import convergence_rate as convergence_rate
 from .routers import TOP_K_ROUTERS as TOP_K_ROUTERS
