@@ -14,6 +14,7 @@ from softgate.lab.data.images import mnist as mnist
 from softgate.lab.data.kyoto import kyoto2013 as kyoto2013
 from softgate.lab.data.store import DamagedDataError as DamagedDataError
 from softgate.lab.data.store import MissingDataError as MissingDataError
+from softgate.lab.data.styled_digits import StyledDigits as StyledDigits
 from softgate.lab.data.tables import TableSet as TableSet
 from softgate.lab.data.tables import bundled as bundled
 from softgate.lab.data.tables import nsl_kdd as nsl_kdd
