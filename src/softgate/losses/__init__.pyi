@@ -31,6 +31,8 @@ from .gram_head import spherical_linear as spherical_linear
 from .hierarchical import HierarchicalSoftmax as HierarchicalSoftmax
 from .kernel_classifiers import DeepKernelClassifier as DeepKernelClassifier
 from .kernel_classifiers import HilbertClassifier as HilbertClassifier
+from .local_counts import grid_count_error as grid_count_error
+from .local_counts import local_count as local_count
 from .minimum_bayes_risk import MBRChoice as MBRChoice
 from .minimum_bayes_risk import mbr_decode as mbr_decode
 from .pgd import PGD as PGD
@@ -39,6 +41,7 @@ from .quadratic_softmax import spherical_softmax_loss as spherical_softmax_loss
 from .quadratic_softmax import spherical_softmax_loss_from_stats as spherical_softmax_loss_from_stats
 from .quadratic_softmax import taylor_softmax_loss as taylor_softmax_loss
 from .quadratic_softmax import taylor_softmax_loss_from_stats as taylor_softmax_loss_from_stats
+from .relative_counting import relative_local_counting_loss as relative_local_counting_loss
 from .stable_max import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
 from .stable_max import stablemax_cross_entropy as stablemax_cross_entropy
 from .svm import L2SVMLoss as L2SVMLoss

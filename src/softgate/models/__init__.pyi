@@ -3,6 +3,8 @@ from .gpt import GPT as GPT
 from .gpt import GPTConfig as GPTConfig
 from .gru_reset_before import GRUCellResetBefore as GRUCellResetBefore
 from .gru_svm import GRUSVM as GRUSVM
+from .hmode import HMoDE as HMoDE
+from .hmode import density_experts_loss as density_experts_loss
 from .iapt import IAPTConfig as IAPTConfig
 from .iapt import IAPTModel as IAPTModel
 from .iapt import PromptGenerator as PromptGenerator
@@ -22,5 +24,6 @@ from .soft_vit import soft_large as soft_large
 from .soft_vit import soft_medium as soft_medium
 from .soft_vit import soft_small as soft_small
 from .soft_vit import soft_tiny as soft_tiny
+from .vgg_pyramid import VGGPyramid as VGGPyramid
 from .vit import ViT as ViT
 from .vit import ViTConfig as ViTConfig

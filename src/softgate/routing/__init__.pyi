@@ -18,11 +18,16 @@ from .gates import TopKSoftmax as TopKSoftmax
 from .gaussian_density import gaussian_moe_log_prob as gaussian_moe_log_prob
 from .gaussian_moe import GaussianMoE as GaussianMoE
 from .hellinger_distance import hellinger as hellinger
+from .hierarchical_mixture import HierarchicalMixture as HierarchicalMixture
+from .hierarchical_mixture import MixtureOutput as MixtureOutput
 from .identifiability import GateReport as GateReport
 from .identifiability import gate_identifiability as gate_identifiability
 from .layer import MoE as MoE
 from .layer import aux_losses as aux_losses
 from .mixing_measure import MixingMeasure as MixingMeasure
+from .pixel_gate import PixelwiseGate as PixelwiseGate
+from .pixel_mixture import pixelwise_mixture as pixelwise_mixture
+from .pixel_mixture import resize_weights as resize_weights
 from .prompt_bank import PromptBank as PromptBank
 from .prompt_mixing import hard_prompt_gate_target as hard_prompt_gate_target
 from .prompt_mixing import mix_text_features as mix_text_features
