@@ -113,7 +113,7 @@ def test_relative_loss_regions_and_gradient(load) -> None:
         relative_local_counting_loss(pred, target, hard_error="detached"), arrays["loss"], rtol=1e-6, atol=0
     )
     loss = relative_local_counting_loss(pred, target)
-    torch.testing.assert_close(loss, arrays["relative_part"], rtol=1e-6, atol=0)
+    torch.testing.assert_close(loss, arrays["relative_part"], rtol=1e-5, atol=0)
     loss.backward()
     assert torch.equal(pred.grad, arrays["grad_pred"])
     touched = pred.grad.abs().unflatten(-1, (4, 16)).unflatten(-3, (4, 16)).amax((-3, -1)).flatten(1)

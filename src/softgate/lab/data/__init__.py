@@ -7,6 +7,10 @@ A data set is looked for in ``$SOFTGATE_DATA``, then in the user's cache, and is
 from __future__ import annotations
 
 from softgate.lab.data.binning import DecileBinner as DecileBinner
+from softgate.lab.data.crowd import Crowd as Crowd
+from softgate.lab.data.crowd import density_map as density_map
+from softgate.lab.data.crowd import synthetic_crowd as synthetic_crowd
+from softgate.lab.data.crowd_folders import CrowdFolder as CrowdFolder
 from softgate.lab.data.images import ImageSet as ImageSet
 from softgate.lab.data.images import cifar10 as cifar10
 from softgate.lab.data.images import fashion_mnist as fashion_mnist
