@@ -133,3 +133,24 @@ def test_preference_noise(run: Runner) -> None:
     first, *lines = run("preference_noise.py", "--scenario", "heavy-0", "--steps", "150").splitlines()
     assert first.startswith("heavy-0: ") and [line.split(":")[0] for line in lines] == ["dpo", "raw", "kde"]
     assert all(float(line.split("candidate in ")[1].split()[0]) > 0.4 for line in lines)  # chance is 0.25
+
+
+def test_count_crowd(run: Runner) -> None:
+    first, *lines = run("count_crowd.py", "--images", "24", "--steps", "40", "--width", "4").splitlines()
+    assert first.startswith("24 training and 12 test images")
+    assert [line.split(":")[0] for line in lines] == ["average", "hmode"]
+    heads = float(first.split(", ")[1].split()[0])
+    assert all(float(line.split("off by ")[1].split()[0]) < heads for line in lines)
+    shares = [float(share) for share in lines[1].split("scales ")[1].split(", ")]
+    assert len(shares) == 3 and abs(sum(shares) - 1) < 0.02
+
+
+def test_count_crowd_in_photographs(run: Runner, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image")
+    for index in range(3):
+        for folder in ("images", "points"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        image.new("RGB", (48, 48), (40 * index, 0, 0)).save(tmp_path / "images" / f"{index}.png")
+        (tmp_path / "points" / f"{index}.json").write_text("[[3.0, 4.0], [40.0, 41.5]]")
+    out = run("count_crowd.py", "--folder", str(tmp_path), "--crop", "48", "--steps", "2", "--merge", "hmode")
+    assert out.startswith("2 training and 1 test images, 2.0 heads") and "hmode: off by" in out

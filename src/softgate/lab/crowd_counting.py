@@ -14,7 +14,7 @@ from softgate.lab.tasks.crowd_counting import CrowdTask
 from softgate.lab.training import TrainConfig, fit
 from softgate.losses import grid_count_error
 from softgate.models import HMoDE, VGGPyramid
-from softgate.models._density_experts import DensityExperts, init_normal, padded
+from softgate.models._density_experts import DensityExperts, density_head, init_normal, padded
 from softgate.models.hmode import make_backbone, to_image
 from softgate.routing import MixtureOutput, PixelwiseGate, pixelwise_mixture
 
@@ -67,10 +67,7 @@ class Merged(nn.Module):
         self.merge, self.density_scale = merge, density_scale
         self.experts = DensityExperts(backbone, channels, head_width)
         if merge == "concat":
-            width = sum(self.experts.widths)
-            self.head = nn.Sequential(
-                nn.Conv2d(width, head_width, 1), nn.ReLU(), nn.Conv2d(head_width, 1, 1), nn.ReLU()
-            )
+            self.head = density_head(sum(self.experts.widths), head_width)
         if merge == "flat_gate":
             self.gate = PixelwiseGate(channels[-1], 3, hidden=(max(1, channels[-1] // 2),))
         if init_std is not None:

@@ -52,7 +52,7 @@ class DensityExperts(nn.Module):
         self.middle = _refine(middle + coarse, middle, half[0])
         self.fine = _refine(fine + half[0], fine, half[1])
         self.widths = (half[1], half[0], coarse)
-        self.heads = nn.ModuleList(_head(width, head_width) for width in self.widths)
+        self.heads = nn.ModuleList(density_head(width, head_width) for width in self.widths)
 
     def forward(self, images: Tensor) -> Experts:
         """Density maps of ``images``."""
@@ -110,8 +110,17 @@ def _refine(inputs: int, middle: int, outputs: int) -> nn.Sequential:
     )
 
 
-def _head(inputs: int, width: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1), nn.ReLU())
+def density_head(inputs: int, width: int) -> nn.Sequential:
+    """From features to a density that is not negative: two 1×1 convolutions, each with ReLU.
+
+    The last one starts with weights of one sign: the ReLU of a map that starts below 0 everywhere lets no gradient
+    through, and its expert would stay dead.
+    """
+    last = nn.Conv2d(width, 1, 1)
+    with torch.no_grad():
+        last.weight.abs_()
+        nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(inputs, width, 1), nn.ReLU(), last, nn.ReLU())
 
 
 def _doubled(x: Tensor, like: Tensor) -> Tensor:

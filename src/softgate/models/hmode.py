@@ -38,8 +38,8 @@ class HMoDE(nn.Module):
         head_width: hidden channels of the density heads.
         density_scale: the maps predict density times this number (100 in the authors' code), which keeps them away
             from 0; :meth:`count` and :meth:`loss` know of it.
-        init_std: standard deviation of all weights outside the backbone; None for torch's own initial values, which
-            suit small networks trained from nothing.
+        init_std: standard deviation of all weights outside the backbone; None for torch's own initial values, with
+            heads whose maps start positive, which suit small networks trained from nothing.
         mask: as in :class:`softgate.routing.HierarchicalMixture`.
         gate_relu: a ReLU on the gates' logits, as in the authors' code: for parity only.
         strict: raise where a gate's logits are NaN or infinite.
@@ -208,7 +208,7 @@ def make_backbone(backbone: str | nn.Module, pretrained: bool = False) -> nn.Mod
     network = VGGPyramid()
     if pretrained:
         try:
-            from torchvision.models import vgg16_bn
+            from torchvision.models import vgg16_bn  # type: ignore[import-untyped]
         except ImportError as error:
             raise MissingExtraError("torchvision", "vision", "pretrained=True") from error
         network.load_features(vgg16_bn(weights="IMAGENET1K_V1").features.state_dict())
