@@ -13,7 +13,6 @@ from .clipped_objectives import grpo_loss as grpo_loss
 from .clipped_objectives import gspo_loss as gspo_loss
 from .clipped_objectives import reinforce_loss as reinforce_loss
 from .gates import GATES as GATES
-from .gates import Gate as Gate
 from .gates import sapo_gate as sapo_gate
 from .kl import KL_KINDS as KL_KINDS
 from .kl import kl_estimate as kl_estimate

@@ -14,7 +14,7 @@ from softgate.dispatch import transform_reason
 from softgate.errors import ArgumentValueError, bad_type, bad_value
 from softgate.registry import method
 
-__all__ = ["GATES", "Gate", "sapo_gate"]
+__all__ = ["GATES", "sapo_gate"]
 
 #: ``(ratio, tau) -> (value, weight)``; the weight is the derivative of the value by the ratio. An admissible one is 1
 #: at ratio 1, nowhere negative, with one maximum, and ratio times weight goes to 0 at both ends. ``tau`` broadcasts.
