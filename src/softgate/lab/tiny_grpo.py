@@ -39,7 +39,7 @@ def model() -> Any:
 
 def dataset(rows: int = 32) -> Any:
     """Prompts of two letters."""
-    from datasets import Dataset
+    from datasets import Dataset  # type: ignore[import-untyped]
 
     return Dataset.from_dict({"prompt": [f"{WORDS[2 + i % 8]} {WORDS[2 + i // 8]}" for i in range(rows)]})
 
@@ -51,7 +51,7 @@ def reward(completions: list[str], **_: Any) -> list[float]:
 
 def config(folder: Path, **options: Any) -> Any:
     """A configuration of six updates, four of them off policy."""
-    from trl import GRPOConfig
+    from trl import GRPOConfig  # type: ignore[attr-defined]
 
     settings = {
         "output_dir": str(folder), "per_device_train_batch_size": 4, "num_generations": 4, "max_completion_length": 6,
@@ -83,7 +83,7 @@ def measure_agreement(run: CellRun) -> dict[str, float | list[float]]:
         ``loss_gap`` and ``weight_gap``, largest absolute differences, and ``gate_mean`` over ``step``.
     """
     torchvision_cpu.repair()  # before the imports of trl
-    from trl import GRPOTrainer
+    from trl import GRPOTrainer  # type: ignore[attr-defined]
 
     from softgate.integrations.trl import SoftGateGRPOTrainer
 
@@ -109,8 +109,8 @@ def measure_gsm8k(run: CellRun) -> dict[str, float | list[float]]:
         ``best_reward``, ``final_reward`` (mean of the last tenth), ``reward`` over ``step``.
     """
     torchvision_cpu.repair()  # before the imports of trl
-    from datasets import load_dataset
-    from trl import GRPOConfig
+    from datasets import load_dataset  # type: ignore[import-untyped]
+    from trl import GRPOConfig  # type: ignore[attr-defined]
 
     from softgate.integrations.trl import SoftGateGRPOTrainer
 

@@ -84,4 +84,5 @@ def _split_groups(batch: dict[str, Any], parts: int) -> list[dict[str, Any]]:
         return value[order.to(value.device)] if isinstance(value, Tensor) else [value[i] for i in order]
 
     permuted = {name: permute(value) for name, value in split_pixel_values_by_grid(batch).items()}
-    return [unsplit_pixel_values_by_grid(part) for part in split_tensor_dict(permuted, parts)]
+    split: list[Any] = split_tensor_dict(permuted, parts)
+    return [unsplit_pixel_values_by_grid(part) for part in split]

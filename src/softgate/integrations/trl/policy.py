@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import GRPOTrainer
+from trl import GRPOTrainer  # type: ignore[attr-defined]
 
 from softgate.errors import ArgumentTypeError, ArgumentValueError
 from softgate.integrations.trl.fused_log_probs import use_fused_log_probs
