@@ -154,3 +154,9 @@ def test_count_crowd_in_photographs(run: Runner, tmp_path: Path) -> None:
         (tmp_path / "points" / f"{index}.json").write_text("[[3.0, 4.0], [40.0, 41.5]]")
     out = run("count_crowd.py", "--folder", str(tmp_path), "--crop", "48", "--steps", "2", "--merge", "hmode")
     assert out.startswith("2 training and 1 test images, 2.0 heads") and "hmode: off by" in out
+
+
+def test_train_policy(run: Runner) -> None:
+    base, grpo, sapo = run("train_policy.py", "--rounds", "4").splitlines()
+    assert base.startswith("base: accuracy") and grpo.startswith("grpo: reward")
+    assert 0 <= float(sapo.split()[-1]) <= 1 and sapo.startswith("sapo: reward")
