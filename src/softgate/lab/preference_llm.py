@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from typing import Any
 
-from softgate.errors import MissingExtraError, check_choice
+from softgate.errors import check_choice
 from softgate.lab.cell import CellRun
 
 __all__ = ["correct_number", "measure_llm"]
@@ -43,10 +44,11 @@ def measure_llm(run: CellRun) -> dict[str, Any]:
     """
     config = run.config
     check_choice("method", config["method"], ("adpo", "grpo"))
-    try:
-        from trl import GRPOConfig, GRPOTrainer
-    except ImportError as error:
-        raise MissingExtraError("trl", "rl", "training a language model") from error
+    # before trl is imported: it says which extra is missing, and mends torchvision where that stops transformers
+    adapters = importlib.import_module("softgate.integrations.trl.listwise")
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
+
     arguments = GRPOConfig(
         output_dir=str(run.folder / "trainer"), per_device_train_batch_size=config["batch"],
         gradient_accumulation_steps=config["accumulation"], num_generations=config["answers"],
@@ -66,7 +68,7 @@ def measure_llm(run: CellRun) -> dict[str, Any]:
         from softgate.policy import AdaptiveTau, ADPOLoss
 
         rule = AdaptiveTau(tau=config["tau"], alpha=config["alpha"])
-        trainer = ADPOTrainer(objective=ADPOLoss(beta=config["beta"], adaptive=rule), **common)
+        trainer = adapters.ADPOTrainer(objective=ADPOLoss(beta=config["beta"], adaptive=rule), **common)
     trainer.train()
     rewards = [float(entry["reward"]) for entry in trainer.state.log_history if "reward" in entry]
     width = min(10, len(rewards))
@@ -81,8 +83,7 @@ def measure_llm(run: CellRun) -> dict[str, Any]:
 
 def _questions(name: str) -> Any:
     """Prompts and answers of a data set of the hub, or of a JSON Lines file."""
-    from datasets import load_dataset
-
+    load_dataset: Any = importlib.import_module("datasets").load_dataset
     if name.endswith(".jsonl"):
         rows = load_dataset("json", data_files=name, split="train")
     else:

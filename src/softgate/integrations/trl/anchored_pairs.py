@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from trl import DPOTrainer
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from softgate._checks import check_number
 from softgate.errors import ArgumentTypeError, ArgumentValueError, check_choice
@@ -97,7 +97,8 @@ class AnchoredDPOTrainer(DPOTrainer):
 
     def _record(self, inputs: dict[str, Any], chosen: Tensor, rejected: Tensor, *reference: Tensor) -> None:
         """The figures of TRL's log that do not need another pass over the logits."""
-        training = self.model.training
+        model: Any = self.model
+        training = model.training
         metrics, gather = self._metrics["train" if training else "eval"], self.accelerator.gather
         rewards = (chosen - reference[0]) / self.tau, (rejected - reference[1]) / self.tau
         figures = {
