@@ -63,12 +63,20 @@ NAMES = {
     "diagnostics": [
         "attention_sink", "softmax_collapse", "nlm_alignment", "outliers", "ptq_evaluate",
         "System", "from_softmax", "from_linear_attention", "from_normalized_attention", "from_s6", "from_ssd",
-        "from_qlstm", "from_rglru", "compare_systems", "AttentionICL", "LinearRegressionPrompts", "circuit_report",
-        "SoftmaxRegression", "target_shift", "shift_bound",
+        "from_qlstm", "from_rglru", "compare_systems",
+        "LinearRegressionPrompts", "AttentionICL", "icl_attention", "circuit_report",
+        "SoftmaxRegression", "softmax_regression_loss", "target_shift", "shift_bound",
     ],
-    "diagnostics.icl": ["risk", "optimal_single_head", "optimal_multi_head", "bayes_risk_mc", "predictors"],
-    "diagnostics.softmax_regression": ["loss", "grad", "hessian", "grad_A"],
     "diagnostics.dsf": ["System", "compare"],
+    "diagnostics.icl": [
+        "LinearRegressionPrompts", "AttentionICL", "risk", "optimal_single_head", "optimal_multi_head",
+        "bayes_risk_mc", "circuit_report", "predictors",
+    ],
+    "diagnostics.icl.predictors": ["gd", "debiased_gd", "preconditioned_gd", "ridge", "kernel_smoother"],
+    "diagnostics.softmax_regression": [
+        "loss", "grad", "hessian", "grad_A", "SoftmaxRegression", "target_shift", "shift_bound",
+    ],
+    "attention.analysis": ["solve_query"],
     "models": [
         "GPT", "ViT", "SOFTViT", "soft_tiny", "NaLaFormer", "NALAFORMER_CONFIGS",
         "GRUSVM", "CNNSVM", "GRUCellResetBefore", "ResNet",

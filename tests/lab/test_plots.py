@@ -28,7 +28,7 @@ def test_equal_figures_give_equal_bytes() -> None:
     assert ">a<" in svg and ">b<" in svg and {PALETTE[0], PALETTE[1]} <= colours_of(svg)
 
 
-@pytest.mark.parametrize("kind", ["lines", "bars", "heatmaps"])
+@pytest.mark.parametrize("kind", ["lines", "bars", "heatmaps", "frames"])
 def test_nothing_is_drawn_of_a_figure_that_no_cell_has(kind: Any) -> None:
     assert draw(Plot("p", kind, y="missing", title="t"), rows(a={"loss": 1.0})) is None
 
@@ -53,3 +53,18 @@ def test_more_bars_than_colours_share_one() -> None:
     many = draw(plot, rows(**{f"cell{i}": {"loss": float(i)} for i in range(9)}))
     assert few is not None and colours_of(few) == set(PALETTE[:3])
     assert many is not None and colours_of(many) == {PALETTE[0]}
+
+
+def test_frames_show_one_row_a_matrix_and_one_column_a_step() -> None:
+    plot = Plot("emergence", "frames", y="kq|ov", x="step", title="Emergence", xlabel="step")
+    measured = {"kq": [[[0.0, 0.1]], [[1.0, -1.0]], [[2.0, -2.0]]], "ov": [[[0.0]], [[3.0]], [[4.0]]]}
+    svg = draw(plot, rows(model={**measured, "step": [0.0, 10.0, 500.0]}))
+    assert svg is not None and svg.count("<image") == 3 * 2 + 2  # the panels and the two colour bars
+    assert all(svg.count(f">{text}<") == 1 for text in ("step 0", "step 10", "step 500", "kq", "ov"))
+    assert svg == draw(plot, rows(model={**measured, "step": [0.0, 10.0, 500.0]}))
+
+
+def test_frames_that_are_all_zero_or_alone_are_drawn() -> None:
+    plot = Plot("emergence", "frames", y="kq", title="Emergence")
+    svg = draw(plot, rows(model={"kq": [[[0.0, 0.0]]]}))
+    assert svg is not None and ">model<" in svg

@@ -75,10 +75,11 @@ class Plot:
     Attributes:
         name: file name without suffix.
         kind: ``lines`` draws curve ``y`` over curve ``x`` for every cell; ``bars`` draws scalar ``y`` of every cell
-            with its spread; ``heatmaps`` draws matrix ``y`` (a list of rows) of every cell. The spread is that over
-            seeds or, with one seed, reaches from figure ``y_low`` to ``y_high`` where a cell has these.
+            with its spread; ``heatmaps`` draws matrix ``y`` (a list of rows) of every cell; ``frames`` draws matrices
+            that change, one row of panels per figure ``y``, a list of matrices, over the places ``x``. The spread is
+            that over seeds or, with one seed, reaches from figure ``y_low`` to ``y_high`` where a cell has these.
         y: figure name; for several a prefix ending in ``*``, or names joined by ``|``.
-        x: figure name of the abscissa for ``lines``; None counts 0, 1, 2, ….
+        x: figure name of the abscissa for ``lines`` and ``frames``; None counts 0, 1, 2, ….
         title: what one sees.
         xlabel: with unit.
         ylabel: with unit.
@@ -88,7 +89,7 @@ class Plot:
     """
 
     name: str
-    kind: Literal["lines", "bars", "heatmaps"]
+    kind: Literal["lines", "bars", "heatmaps", "frames"]
     y: str
     title: str
     x: str | None = None

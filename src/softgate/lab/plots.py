@@ -41,7 +41,7 @@ def draw(plot: Plot, rows: Rows) -> str | None:
         The SVG element as text (byte-identical for equal input), or None if no cell has the figure.
     """
     with rc_context(_STYLE):
-        figure = {"lines": _lines, "bars": _bars, "heatmaps": _heatmaps}[plot.kind](plot, rows)
+        figure = {"lines": _lines, "bars": _bars, "heatmaps": _heatmaps, "frames": _frames}[plot.kind](plot, rows)
         if figure is None:
             return None
         buffer = io.StringIO()
@@ -191,6 +191,36 @@ def _heatmaps(plot: Plot, rows: Rows) -> Figure | None:
         axes.set(xlabel=plot.xlabel, ylabel=plot.ylabel if index % columns == 0 else "")
         figure.colorbar(image, ax=axes, fraction=0.046, pad=0.04)
     figure.tight_layout()
+    return figure
+
+
+def _frames(plot: Plot, rows: Rows) -> Figure | None:
+    """Matrices that change: a row of panels per figure and a column per place, one scale of signed colours a row.
+
+    White is zero and the scale is symmetric, so that a pattern and its negative look alike but for the colour.
+    """
+    series = _series(plot, rows)
+    if not series:
+        return None
+    columns = max(len(rows[cell][0][name]) for cell, name in series)
+    figure = Figure(figsize=(1.25 * columns + 1.1, 1.3 * len(series) + 0.7), layout="constrained")
+    figure.suptitle(plot.title, fontsize=11, fontweight="bold")
+    panels = figure.subplots(len(series), columns, squeeze=False)
+    for index, (line, (cell, name)) in enumerate(zip(panels, series, strict=True)):
+        frames = rows[cell][0][name]
+        places = _abscissa(rows[cell][0], plot.x, len(frames))
+        most = max(abs(value) for frame in frames for row in frame for value in row) or 1.0
+        for axes, frame, place in zip(line, frames, places, strict=False):
+            image = axes.imshow(frame, cmap="RdBu_r", vmin=-most, vmax=most, interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.grid(visible=False)
+            axes.spines[:].set_visible(True)
+            if index == 0:
+                axes.set_title(f"{plot.xlabel} {place:g}".strip(), fontsize=8, fontweight="normal")
+        for axes in line[len(frames) :]:
+            axes.set_visible(False)
+        line[0].set_ylabel(_short(plot, name) if _several(plot) else cell, fontsize=9)
+        figure.colorbar(image, ax=list(line), fraction=0.02, pad=0.01).ax.tick_params(labelsize=7)
     return figure
 
 
