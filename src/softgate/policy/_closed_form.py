@@ -10,31 +10,34 @@ from torch import Tensor
 from softgate._math.double_backward import differentiable_gradients
 from softgate.dispatch import is_batched_gradient, transform_reason
 from softgate.policy._inputs import PolicyInputs, loss_dtype
+from softgate.policy.aggregation import reduce_sums
 from softgate.policy.gates import tau_of
-from softgate.policy.objective_options import inputs_of, kl_penalty, reduce_losses
+from softgate.policy.objective_options import how_to_reduce, inputs_of, kl_penalty, reduce_losses
 
 __all__: list[str] = []
 
 
-class _SapoTokens(torch.autograd.Function):
-    """Per-token losses ``-f_tau(r) A``, 0 at masked positions."""
+class _SapoRows(torch.autograd.Function):
+    """Losses ``-f_tau(r) A`` summed over the tokens of each row that count, ``(B,)``."""
 
     @staticmethod
     def forward(
         ctx: Any, logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float
     ) -> Tensor:
         log_ratio = torch.sub(logp, old_logp).to(advantages.dtype).masked_fill_(~keep, 0.0)
-        beyond = log_ratio.abs() > limit
-        ratio = log_ratio.clamp_(-limit, limit).exp_()
-        x = (ratio - 1).mul_(tau)
-        p = torch.sigmoid(x)
-        losses = (-4 * advantages / tau) * p
+        beyond = _beyond(log_ratio, limit)
+        ratio = log_ratio.exp_() if beyond is None else log_ratio.clamp_(-limit, limit).exp_()
+        minus_x = torch.addcmul(tau, tau, ratio, value=-1.0)
+        losses = torch.sigmoid(-minus_x).mul_(torch.where(keep, -4 * advantages / tau, 0.0))
+        sums = losses.sum(-1)
         if logp.requires_grad:
-            # sigma(-x) rather than 1 - p, which is 0 from x = 17 on in float32; the clamp has no gradient beyond
-            slope = p.mul_(x.neg_().sigmoid_()).mul_(ratio).mul_(-4 * advantages).masked_fill_(beyond | ~keep, 0.0)
+            # sigma(-x) rather than 1 - p, which is 0 from x = 17 on in float32
+            slope = minus_x.sigmoid_().mul_(ratio).mul_(losses).mul_(tau)
+            if beyond is not None:  # the clamp has no gradient there
+                slope.masked_fill_(beyond, 0.0)
             ctx.save_for_backward(logp, old_logp, advantages, keep, tau, slope)
             ctx.limit = limit
-        return losses.masked_fill_(~keep, 0.0)
+        return sums
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -42,18 +45,25 @@ class _SapoTokens(torch.autograd.Function):
         (grad,) = grads
         if torch.is_grad_enabled() or transform_reason(logp, grad) is not None or is_batched_gradient(grad):
 
-            def tokens(logp: Tensor) -> Tensor:
-                return _tokens(logp, old_logp, advantages, keep, tau, ctx.limit)
+            def rows(logp: Tensor) -> Tensor:
+                return _rows(logp, old_logp, advantages, keep, tau, ctx.limit)
 
-            (found,) = differentiable_gradients(tokens, [logp], [True], grad)
+            (found,) = differentiable_gradients(rows, [logp], [True], grad)
             return found, None, None, None, None, None
-        return (grad * slope).to(logp.dtype), None, None, None, None, None
+        return (grad.unsqueeze(-1) * slope).to(logp.dtype), None, None, None, None, None
 
 
-def _tokens(logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float) -> Tensor:
+def _beyond(log_ratio: Tensor, limit: float) -> Tensor | None:
+    """Where the clamp acts; None if nowhere, which is only looked up where it costs no synchronisation."""
+    if log_ratio.is_cpu and (log_ratio.numel() == 0 or max(x.abs().item() for x in log_ratio.aminmax()) <= limit):
+        return None
+    return log_ratio.abs() > limit
+
+
+def _rows(logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float) -> Tensor:
     """The same from ordinary operations, for derivatives of the gradient."""
     log_ratio = torch.where(keep, (logp - old_logp).to(advantages.dtype), 0.0).clamp(-limit, limit)
-    return torch.where(keep, torch.sigmoid(tau * (log_ratio.exp() - 1)) * (-4 * advantages / tau), 0.0)
+    return torch.where(keep, torch.sigmoid(tau * (log_ratio.exp() - 1)) * (-4 * advantages / tau), 0.0).sum(-1)
 
 
 def run_closed_form(
@@ -75,13 +85,15 @@ def run_closed_form(
     wide = advantages.detach().to(loss_dtype(logp, old_logp))
     wide = wide[:, None] if wide.ndim == 1 else wide
     tau = tau_of(wide, tau_pos, tau_neg)
-    losses = _SapoTokens.apply(logp, old_logp.detach(), wide, keep, tau, full["max_log_ratio"])
+    sums = _SapoRows.apply(logp, old_logp.detach(), wide, keep, tau, full["max_log_ratio"])
     if centered:
-        losses = losses + 2 * wide / tau
+        sums = sums + torch.where(keep, 2 * wide / tau, 0.0).sum(-1)
+    loss = reduce_sums(sums, keep, **how_to_reduce(full))
     if full["beta"]:
         inputs: PolicyInputs = inputs_of(logp, old_logp, advantages, mask, full)
-        losses = losses + kl_penalty(inputs, inputs.log_ratio(full["max_log_ratio"]), full)
-    return reduce_losses(losses, keep, full)
+        penalty = kl_penalty(inputs, inputs.log_ratio(full["max_log_ratio"]), full)
+        loss = loss + reduce_losses(penalty, inputs.mask, full)
+    return loss
 
 
 def closed_form_refuses(

@@ -84,12 +84,25 @@ def reduce_tokens(
 ) -> Tensor:
     """:func:`aggregate` of arguments that have been checked, with a bool mask."""
     sums_B = torch.where(keep_BT, losses_BT, 0.0).sum(-1)
-    lengths_B = keep_BT.sum(-1)
-    if how == "token_mean":
-        return sums_B.sum() / lengths_B.sum().clamp(min=1)
+    return reduce_sums(sums_B, keep_BT, how, empty=empty, max_length=max_length, num_tokens=num_tokens)
+
+
+def reduce_sums(
+    sums_B: Tensor,
+    keep_BT: Tensor,
+    how: str,
+    *,
+    empty: str,
+    max_length: int | None,
+    num_tokens: float | Tensor | None,
+) -> Tensor:
+    """:func:`reduce_tokens` of losses that have been summed over the tokens of each row."""
     if how == "token_mean_global":
         assert num_tokens is not None
         return sums_B.sum() / num_tokens
+    lengths_B = keep_BT.sum(-1)
+    if how == "token_mean":
+        return sums_B.sum() / lengths_B.sum().clamp(min=1)
     if how == "seq_mean_token_mean":
         sums_B = sums_B / lengths_B.clamp(min=1)
     if empty == "drop":

@@ -104,14 +104,13 @@ def inputs_of(logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, 
 
 def reduce_losses(losses: Tensor, mask: Tensor, options: LossOptions) -> Tensor:
     """The aggregate that the options ask for."""
-    return reduce_tokens(
-        losses,
-        mask,
-        options["aggregation"],
-        empty=options["empty"],
-        max_length=options["max_length"],
-        num_tokens=options["num_tokens"],
-    )
+    return reduce_tokens(losses, mask, **how_to_reduce(options))
+
+
+def how_to_reduce(options: LossOptions) -> dict[str, Any]:
+    """The options of the aggregation under the names of :func:`softgate.policy.aggregate`."""
+    names = ("empty", "max_length", "num_tokens")
+    return {"how": options["aggregation"], **{name: options[name] for name in names}}  # type: ignore[literal-required]
 
 
 def kl_penalty(inputs: PolicyInputs, log_weight: Tensor, options: LossOptions) -> Tensor:
