@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -24,15 +25,23 @@ class _SapoRows(torch.autograd.Function):
     def forward(
         ctx: Any, logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float
     ) -> Tensor:
-        log_ratio = torch.sub(logp, old_logp).to(advantages.dtype).masked_fill_(~keep, 0.0)
-        beyond = _beyond(log_ratio, limit)
-        ratio = log_ratio.exp_() if beyond is None else log_ratio.clamp_(-limit, limit).exp_()
-        minus_x = torch.addcmul(tau, tau, ratio, value=-1.0)
-        losses = torch.sigmoid(-minus_x).mul_(torch.where(keep, -4 * advantages / tau, 0.0))
+        log_ratio = torch.sub(logp, old_logp).to(advantages.dtype)
+        factor = -4 * advantages / tau
+        beyond = None
+        if _is_plain(log_ratio, factor, limit):
+            weight = keep.to(factor.dtype)  # a product with 0 or 1 is several times faster than a selection
+        else:
+            log_ratio.masked_fill_(~keep, 0.0)
+            beyond = log_ratio.abs() > limit
+            log_ratio.clamp_(-limit, limit)
+            weight, factor = keep, torch.where(keep, factor, 0.0)
+        ratio = log_ratio.exp_()
+        x = (ratio - 1).mul_(tau)
+        losses = torch.sigmoid(x).mul_(factor).mul_(weight)
         sums = losses.sum(-1)
         if logp.requires_grad:
             # sigma(-x) rather than 1 - p, which is 0 from x = 17 on in float32
-            slope = minus_x.sigmoid_().mul_(ratio).mul_(losses).mul_(tau)
+            slope = x.neg_().sigmoid_().mul_(ratio).mul_(losses).mul_(tau)
             if beyond is not None:  # the clamp has no gradient there
                 slope.masked_fill_(beyond, 0.0)
             ctx.save_for_backward(logp, old_logp, advantages, keep, tau, slope)
@@ -53,11 +62,12 @@ class _SapoRows(torch.autograd.Function):
         return (grad.unsqueeze(-1) * slope).to(logp.dtype), None, None, None, None, None
 
 
-def _beyond(log_ratio: Tensor, limit: float) -> Tensor | None:
-    """Where the clamp acts; None if nowhere, which is only looked up where it costs no synchronisation."""
-    if log_ratio.is_cpu and (log_ratio.numel() == 0 or max(x.abs().item() for x in log_ratio.aminmax()) <= limit):
-        return None
-    return log_ratio.abs() > limit
+def _is_plain(log_ratio: Tensor, factor: Tensor, limit: float) -> bool:
+    """Whether nothing is NaN or beyond the limit, masked positions included; only where looking costs no waiting."""
+    if not log_ratio.is_cpu or log_ratio.numel() == 0:
+        return False
+    low, high = (bound.item() for bound in log_ratio.aminmax())
+    return -limit <= low and high <= limit and math.isfinite(factor.sum().item())
 
 
 def _rows(logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float) -> Tensor:

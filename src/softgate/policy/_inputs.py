@@ -11,7 +11,7 @@ from torch import Tensor
 from softgate._checks import check_float_tensor, check_number, check_same_device
 from softgate._math.compress import compute_dtype
 from softgate.errors import ArgumentValueError, bad_value
-from softgate.policy.aggregation import check_mask
+from softgate.policy.aggregation import check_mask, check_mask_type
 
 __all__: list[str] = []
 
@@ -65,20 +65,20 @@ def check_tensors(
     shape = check_float_tensor("logp", logp).shape
     if logp.ndim != 2:
         bad_value("logp", tuple(shape), "of shape (B, T)")
-    keep = check_mask(mask)
+    check_mask_type(mask)
     others = {"old_logp": old_logp} if ref_logp is None else {"old_logp": old_logp, "ref_logp": ref_logp}
     for name, tensor in others.items():
         if check_float_tensor(name, tensor).shape != shape:
             bad_value(name, tuple(tensor.shape), f"of the shape of logp {tuple(shape)}")
-    if keep.shape != shape:
-        bad_value("mask", tuple(keep.shape), f"of the shape of logp {tuple(shape)}")
+    if mask.shape != shape:
+        bad_value("mask", tuple(mask.shape), f"of the shape of logp {tuple(shape)}")
     check_float_tensor("advantages", advantages)
-    check_same_device(logp=logp, advantages=advantages, mask=keep, **others)
+    check_same_device(logp=logp, advantages=advantages, mask=mask, **others)
     wide_advantages = _per_token(advantages, shape)
     if old_logp.requires_grad and not torch.compiler.is_compiling():
         warnings.warn("old_logp requires grad; it is detached, as the sampling policy is a constant", stacklevel=4)
     if check:
-        _check_values({"logp": logp, **others}, wide_advantages, mask, keep)
+        _check_values({"logp": logp, **others}, wide_advantages, mask, check_mask(mask))
 
 
 def prepare_inputs(

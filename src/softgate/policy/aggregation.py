@@ -134,10 +134,15 @@ def check_aggregation(how: Any, empty: Any, max_length: Any, num_tokens: Any) ->
 
 def check_mask(mask: Any, name: str = "mask") -> Tensor:
     """The mask as bool ``(B, T)``: nonzero entries count."""
+    check_mask_type(mask, name)
+    return mask if mask.dtype == torch.bool else mask != 0
+
+
+def check_mask_type(mask: Any, name: str = "mask") -> None:
+    """Raise unless ``mask`` is a dense real matrix."""
     if not isinstance(mask, Tensor):
         bad_type(name, mask, "a torch.Tensor")
     if mask.layout is not torch.strided or mask.dtype.is_complex:
         raise ArgumentTypeError(f"{name} must be a dense real tensor, got {mask.dtype}, layout {mask.layout}")
     if mask.ndim != 2:
         bad_value(name, tuple(mask.shape), "of shape (B, T)")
-    return mask if mask.dtype == torch.bool else mask != 0
