@@ -8,6 +8,7 @@ from typing import Any
 
 from softgate.errors import check_choice
 from softgate.lab.cell import CellRun
+from softgate.policy import AdaptiveTau, ADPOLoss
 
 __all__ = ["correct_number", "measure_llm"]
 
@@ -64,9 +65,6 @@ def measure_llm(run: CellRun) -> dict[str, Any]:
     if config["method"] == "grpo":
         trainer: Any = GRPOTrainer(**common)
     else:
-        from softgate.integrations.trl.listwise import ADPOTrainer
-        from softgate.policy import AdaptiveTau, ADPOLoss
-
         rule = AdaptiveTau(tau=config["tau"], alpha=config["alpha"])
         trainer = adapters.ADPOTrainer(objective=ADPOLoss(beta=config["beta"], adaptive=rule), **common)
     trainer.train()

@@ -248,17 +248,21 @@ def anchored_cross_entropy(
 
 def _check_target(anchor_logp: Tensor, target: Tensor, allowed: Tensor | None) -> None:
     """Every row is a distribution on its candidates, and the anchor gives none of them with q > 0 probability 0."""
+    if target.numel() == 0:
+        return
     q = target.detach() if allowed is None else torch.where(allowed, target.detach(), 0.0)
-    if bool((q < 0).any()):
-        raise ArgumentValueError(f"target must not be negative, got {float(q.min())}")
+    smallest = float(q.min())
+    if smallest < 0:
+        raise ArgumentValueError(f"target must not be negative, got {smallest}")
     tolerance = max(1e-4, q.shape[-1] * torch.finfo(q.dtype).eps)
-    total = q.to(torch.promote_types(q.dtype, torch.float32)).sum(-1)
-    wrong = ~((total - 1).abs() <= tolerance)
+    off = (q.sum(-1, dtype=compute_dtype(q.dtype)) - 1).abs()
     if allowed is not None:
-        wrong &= allowed.any(-1)
-    if bool(wrong.any()):
+        off = off.masked_fill(~allowed.any(-1), 0.0)
+    if not float(off.max()) <= tolerance:  # NaN too
         raise ArgumentValueError(
-            f"target must sum to 1 over the candidates of every context, got {float(total[wrong][0])}"
+            f"target must sum to 1 over the candidates of every context, got a sum that is off by {float(off.max())}"
         )
-    if bool(((q > 0) & (anchor_logp.detach() == float("-inf"))).any()):
+    anchor = anchor_logp.detach()
+    # one pass where nothing is wrong; a masked candidate may hold NaN, which min() gives back
+    if not float(anchor.min()) > float("-inf") and bool(((q > 0) & (anchor == float("-inf"))).any()):
         raise ArgumentValueError("target must be 0 outside the anchor's support: anchor_logp is -inf where q > 0")

@@ -9,58 +9,35 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from softgate._checks import check_float_tensor, check_number, check_same_device
-from softgate._math.compress import compute_dtype
+from softgate._checks import check_number, check_same_device
 from softgate.dispatch import call
-from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, check_choice
-from softgate.policy._candidates import REDUCTIONS, can_read, reduce_contexts
+from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type
+from softgate.policy._candidates import can_read, reduce_contexts
+from softgate.policy._pairs import (
+    Bad,
+    Sample,
+    bad_pairs,
+    bad_smoothing,
+    check_beta,
+    check_pairs,
+    log_ratios,
+    margin,
+    pair_samples,
+    pairs,
+)
 from softgate.registry import method, record_of
 
 __all__ = ["dpo_loss", "exo_pair_loss", "hinge_pair_loss", "ipo_loss", "robust_dpo_loss"]
 
-_Sample = tuple[tuple[Any, ...], dict[str, Any]]
-_Bad = tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
-_NAMES = ("chosen_logp", "rejected_logp", "ref_chosen_logp", "ref_rejected_logp")
 
-
-def _pairs(dtype: torch.dtype, generator: torch.Generator, *shape: int) -> tuple[Tensor, ...]:
-    drawn = [(4 * torch.randn(shape, dtype=torch.float64, generator=generator) - 20).to(dtype) for _ in _NAMES]
-    return drawn[0].requires_grad_(), drawn[1].requires_grad_(), *drawn[2:]
-
-
-def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[_Sample]:
-    yield _pairs(dtype, generator, 5), {}
-    yield _pairs(dtype, generator, 2, 3), {"reduction": "none"}
-    yield _pairs(dtype, generator), {}
-    yield _pairs(dtype, generator, 0), {}
-
-
-def _ipo_samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[_Sample]:
-    yield from _samples(dtype, generator)
+def _ipo_samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[Sample]:
+    yield from pair_samples(dtype, generator)
     lengths = torch.tensor([3, 7, 1]), torch.tensor([4, 0, 9])
-    yield (*_pairs(dtype, generator, 3), *lengths), {}
+    yield (*pairs(dtype, generator, 3), *lengths), {}
 
 
-def _bad() -> Iterator[_Bad]:
-    p = torch.zeros(3)
-    yield (p, torch.zeros(4), p, p), {}, ArgumentValueError, "rejected_logp"
-    yield (p, p, torch.zeros(3, 1), p), {}, ArgumentValueError, "ref_chosen_logp"
-    for beta in (0.0, -1.0, float("nan"), float("inf")):
-        yield (p, p, p, p), {"beta": beta}, ArgumentValueError, "beta"
-
-
-def _smoothing_bad(high: float) -> Any:
-    def make() -> Iterator[_Bad]:
-        yield from _bad()
-        p = torch.zeros(3)
-        for value in (-0.1, high, float("nan")):
-            yield (p, p, p, p), {"label_smoothing": value}, ArgumentValueError, "label_smoothing"
-
-    return make
-
-
-def _ipo_bad() -> Iterator[_Bad]:
-    yield from _bad()
+def _ipo_bad() -> Iterator[Bad]:
+    yield from bad_pairs()
     p, n = torch.zeros(3), torch.ones(3, dtype=torch.int64)
     yield (p, p, p, p, n), {}, ArgumentTypeError, "rejected_length"
     yield (p, p, p, p, None, n), {}, ArgumentTypeError, "chosen_length"
@@ -68,42 +45,12 @@ def _ipo_bad() -> Iterator[_Bad]:
     yield (p, p, p, p, n, -n), {}, ArgumentValueError, "rejected_length"
 
 
-def _check_pairs(reduction: Any, *tensors: Any) -> None:
-    named = dict(zip(_NAMES, tensors, strict=True))
-    for name, tensor in named.items():
-        check_float_tensor(name, tensor)
-        if tensor.shape != tensors[0].shape:
-            raise ArgumentValueError(
-                f"{name} must have the shape of chosen_logp, {tuple(tensors[0].shape)}, got {tuple(tensor.shape)}"
-            )
-    check_same_device(**named)
-    check_choice("reduction", reduction, REDUCTIONS)
-
-
-def _check_beta(beta: Any) -> float:
-    return check_number("beta", beta, low=0.0, low_open=True, high_open=True)
-
-
-def _ratios(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-ratios of policy and reference of both answers, in float32 or wider; no gradient to the reference."""
-    dtype = compute_dtype(torch.promote_types(chosen.dtype, ref_chosen.dtype))
-    return (
-        chosen.to(dtype) - ref_chosen.detach().to(dtype),
-        rejected.to(dtype) - ref_rejected.detach().to(dtype),
-    )
-
-
-def _margin(*logps: Tensor) -> Tensor:
-    chosen, rejected = _ratios(*logps)
-    return chosen - rejected
-
-
 def _dpo(
     chosen_logp: Tensor, rejected_logp: Tensor, ref_chosen_logp: Tensor, ref_rejected_logp: Tensor, *,
     beta: float = 0.1, label_smoothing: float = 0.0, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """``-(1 - eps) log sigmoid(beta D) - eps log sigmoid(-beta D)`` with the margin D of the log-ratios."""
-    x = beta * _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    x = beta * margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     rows = -functional.logsigmoid(x)
     if label_smoothing:
         rows = (1.0 - label_smoothing) * rows - label_smoothing * functional.logsigmoid(-x)
@@ -115,8 +62,8 @@ def _dpo(
     family="custom",
     source="DPO, eq. (7); label smoothing as in conservative DPO",
     reference=_dpo,
-    samples=_samples,
-    bad_inputs=_smoothing_bad(1.1),
+    samples=pair_samples,
+    bad_inputs=bad_smoothing(1.1),
     variants={"default": {}, "smooth": {"label_smoothing": 0.2}},
     output_range=(0.0, float("inf")),
     error_scale="tensor",
@@ -154,9 +101,9 @@ def dpo_loss(
     Paper: Rafailov et al., Direct Preference Optimization, arXiv 2305.18290, eq. (7).
     """
     logps = (chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    _check_pairs(reduction, *logps)
+    check_pairs(reduction, *logps)
     smoothing = check_number("label_smoothing", label_smoothing, low=0.0, high=1.0)
-    return call(record_of(dpo_loss), *logps, beta=_check_beta(beta), label_smoothing=smoothing, reduction=reduction)
+    return call(record_of(dpo_loss), *logps, beta=check_beta(beta), label_smoothing=smoothing, reduction=reduction)
 
 
 def _robust(
@@ -164,7 +111,7 @@ def _robust(
     beta: float = 0.1, label_smoothing: float = 0.1, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """``[-(1 - eps) log sigmoid(beta D) + eps log sigmoid(-beta D)] / (1 - 2 eps)``."""
-    x = beta * _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    x = beta * margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     eps = label_smoothing
     rows = (eps * functional.logsigmoid(-x) - (1.0 - eps) * functional.logsigmoid(x)) / (1.0 - 2.0 * eps)
     return reduce_contexts(rows, None, reduction).to(chosen_logp.dtype)
@@ -175,8 +122,8 @@ def _robust(
     family="custom",
     source="robust DPO: unbiased under a known rate of flipped pairs",
     reference=_robust,
-    samples=_samples,
-    bad_inputs=_smoothing_bad(0.5),
+    samples=pair_samples,
+    bad_inputs=bad_smoothing(0.5),
     error_scale="tensor",
 )
 def robust_dpo_loss(
@@ -211,9 +158,9 @@ def robust_dpo_loss(
     Paper: Chowdhury et al., Provably Robust DPO, arXiv 2403.00409.
     """
     logps = (chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    _check_pairs(reduction, *logps)
+    check_pairs(reduction, *logps)
     eps = check_number("label_smoothing", label_smoothing, low=0.0, high=0.5, high_open=True)
-    return call(record_of(robust_dpo_loss), *logps, beta=_check_beta(beta), label_smoothing=eps, reduction=reduction)
+    return call(record_of(robust_dpo_loss), *logps, beta=check_beta(beta), label_smoothing=eps, reduction=reduction)
 
 
 def _ipo(
@@ -222,7 +169,7 @@ def _ipo(
     beta: float = 0.1, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """``(D - 1 / (2 beta))²`` with the margin D of the log-ratios, per token where lengths are given."""
-    chosen, rejected = _ratios(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    chosen, rejected = log_ratios(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     if chosen_length is not None and rejected_length is not None:
         chosen, rejected = chosen / chosen_length.clamp_min(1), rejected / rejected_length.clamp_min(1)
     rows = (chosen - rejected - 1.0 / (2.0 * beta)).square()
@@ -273,12 +220,12 @@ def ipo_loss(
     Paper: Azar et al., A General Theoretical Paradigm to Understand Learning from Human Preferences, arXiv 2310.12036.
     """
     logps = (chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    _check_pairs(reduction, *logps)
+    check_pairs(reduction, *logps)
     lengths = (chosen_length, rejected_length)
     if lengths != (None, None):
         for name, length in zip(("chosen_length", "rejected_length"), lengths, strict=True):
             _check_length(name, length, chosen_logp)
-    return call(record_of(ipo_loss), *logps, *lengths, beta=_check_beta(beta), reduction=reduction)
+    return call(record_of(ipo_loss), *logps, *lengths, beta=check_beta(beta), reduction=reduction)
 
 
 def _check_length(name: str, length: Any, like: Tensor) -> None:
@@ -296,7 +243,7 @@ def _hinge(
     beta: float = 0.1, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """``max(0, 1 - beta D)`` with the margin D of the log-ratios."""
-    rows = torch.relu(1.0 - beta * _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp))
+    rows = torch.relu(1.0 - beta * margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp))
     return reduce_contexts(rows, None, reduction).to(chosen_logp.dtype)
 
 
@@ -305,8 +252,8 @@ def _hinge(
     family="custom",
     source="SLiC, the hinge loss, on log-ratios to the reference",
     reference=_hinge,
-    samples=_samples,
-    bad_inputs=_bad,
+    samples=pair_samples,
+    bad_inputs=bad_pairs,
     output_range=(0.0, float("inf")),
     error_scale="tensor",
 )
@@ -340,8 +287,8 @@ def hinge_pair_loss(
     Paper: Zhao et al., SLiC-HF, arXiv 2305.10425; the anchored form of Liu et al., arXiv 2309.06657.
     """
     logps = (chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    _check_pairs(reduction, *logps)
-    return call(record_of(hinge_pair_loss), *logps, beta=_check_beta(beta), reduction=reduction)
+    check_pairs(reduction, *logps)
+    return call(record_of(hinge_pair_loss), *logps, beta=check_beta(beta), reduction=reduction)
 
 
 def _exo(
@@ -349,7 +296,7 @@ def _exo(
     beta: float = 0.1, label_smoothing: float = 1e-3, reduction: str = "mean",
 ) -> Tensor:  # fmt: skip
     """KL(p ‖ (1 - eps, eps)) with p = softmax of beta times both log-ratios."""
-    x = beta * _margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
+    x = beta * margin(chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
     goal = torch.tensor([1.0 - label_smoothing, label_smoothing], dtype=x.dtype, device=x.device).log()
     log_p = torch.stack((functional.logsigmoid(x), functional.logsigmoid(-x)), -1)
     rows = (log_p.exp() * (log_p - goal)).sum(-1)
@@ -361,8 +308,8 @@ def _exo(
     family="custom",
     source="EXO for two answers, eq. (16)",
     reference=_exo,
-    samples=_samples,
-    bad_inputs=_smoothing_bad(1.0),
+    samples=pair_samples,
+    bad_inputs=bad_smoothing(1.0),
     error_scale="tensor",
 )
 def exo_pair_loss(
@@ -398,6 +345,6 @@ def exo_pair_loss(
     Paper: Ji et al., Towards Efficient Exact Optimization of Language Model Alignment, arXiv 2402.00856, eq. (16).
     """
     logps = (chosen_logp, rejected_logp, ref_chosen_logp, ref_rejected_logp)
-    _check_pairs(reduction, *logps)
+    check_pairs(reduction, *logps)
     eps = check_number("label_smoothing", label_smoothing, low=0.0, high=1.0, low_open=True, high_open=True)
-    return call(record_of(exo_pair_loss), *logps, beta=_check_beta(beta), label_smoothing=eps, reduction=reduction)
+    return call(record_of(exo_pair_loss), *logps, beta=check_beta(beta), label_smoothing=eps, reduction=reduction)
