@@ -160,3 +160,11 @@ def test_train_policy(run: Runner) -> None:
     base, grpo, sapo = run("train_policy.py", "--rounds", "4").splitlines()
     assert base.startswith("base: accuracy") and grpo.startswith("grpo: reward")
     assert 0 <= float(sapo.split()[-1]) <= 1 and sapo.startswith("sapo: reward")
+
+
+def test_soft_thinking(run: Runner) -> None:
+    pytest.importorskip("trl")
+    lines = run("soft_thinking.py", "--steps", "4").splitlines()
+    summary = next(place for place, line in enumerate(lines) if line.startswith("right answers: "))
+    assert [line.split(":")[0] for line in lines[summary + 1 :]] == ["red", "green", "blue", "white"]
+    assert any("%)" in line for line in lines[summary + 1 :])

@@ -147,3 +147,10 @@ def test_bad_settings(llama: Any) -> None:
         rollout_log_prob(llama, prompt, rollout.ids, rollout.completion_mask)
     with pytest.raises(ArgumentValueError, match="input_ids"):
         rollout_log_prob(llama, prompt[:2], rollout.token, rollout.completion_mask)
+
+
+def test_a_model_in_training_thinks_in_evaluation_mode(llama: Any) -> None:
+    llama.activation_checkpointing_enable()
+    llama.train()
+    rollout = thinker(llama).generate(prompts(2))
+    assert llama.training and rollout.token.is_soft.any()

@@ -25,8 +25,8 @@ _REASONING = {"model": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "data": "age
               "beta": 0.001, "samples": 32, "precision": "bf16"}  # fmt: skip
 
 
-def _sums(rounds: int, *names: str) -> tuple[Cell, ...]:
-    return tuple(Cell(name, {**_SUMS, **_VARIANTS[name], "rounds": rounds}) for name in names)
+def _sums(rounds: int, *names: str, **settings: Any) -> tuple[Cell, ...]:
+    return tuple(Cell(name, {**_SUMS, **_VARIANTS[name], "rounds": rounds, **settings}) for name in names)
 
 
 def _identities(draws: int) -> Cell:
@@ -118,7 +118,11 @@ PAPER = Paper(
              "norm", log="y"),
     ),
     scales={
-        "smoke": Scale(cells=(_identities(20_000), *_sums(30, "soft")), minutes=0.5, note="running sums, one seed"),
+        "smoke": Scale(
+            cells=(_identities(20_000), *_sums(30, "soft", problems=100)),
+            minutes=0.5,
+            note="running sums, one seed",
+        ),
         "laptop": Scale(
             cells=(_identities(100_000), *_sums(60, *_VARIANTS)),
             seeds=3,

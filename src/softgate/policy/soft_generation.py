@@ -147,7 +147,7 @@ class SoftThinkingGenerator:
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> SoftRollout:
-        """Respond to prompts.
+        """Respond to prompts, in evaluation mode.
 
         Args:
             input_ids: ``(B, P)`` int64, padded on the left.
@@ -165,6 +165,14 @@ class SoftThinkingGenerator:
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
         if mask.shape != input_ids.shape:
             bad_value("attention_mask", tuple(mask.shape), f"of the shape of input_ids {tuple(input_ids.shape)}")
+        training = self.model.training
+        self.model.eval()  # no dropout; and with gradient checkpointing a model that trains keeps no cache
+        try:
+            return self._generate(input_ids, mask, generator)
+        finally:
+            self.model.train(training)
+
+    def _generate(self, input_ids: Tensor, mask: Tensor, generator: torch.Generator | None) -> SoftRollout:
         embedding: Any = self.model.get_input_embeddings()  # type: ignore[operator]
         logits, cache = self._forward(embedding(input_ids), mask, None)
         thinking = torch.ones_like(input_ids[:, 0], dtype=torch.bool)

@@ -125,12 +125,7 @@ class SoftThinkingGRPOTrainer(SoftGateGRPOTrainer):
         with unwrap_model_for_generation(
             self.model_wrapped, self.accelerator, gather_deepspeed3_params=self.args.ds3_gather_for_generation
         ) as model:
-            training = model.training
-            model.eval()
-            try:
-                self._rollout = SoftThinkingGenerator(model, **self.thinking).generate(rows, mask)
-            finally:
-                model.train(training)
+            self._rollout = SoftThinkingGenerator(model, **self.thinking).generate(rows, mask)
         self._token = self._rollout.token
         ids, real = self._rollout.ids.tolist(), self._rollout.completion_mask.sum(-1).tolist()
         return [row[:length] for row, length in zip(ids, real, strict=True)], None
