@@ -168,3 +168,13 @@ def test_soft_thinking(run: Runner) -> None:
     summary = next(place for place, line in enumerate(lines) if line.startswith("right answers: "))
     assert [line.split(":")[0] for line in lines[summary + 1 :]] == ["red", "green", "blue", "white"]
     assert any("%)" in line for line in lines[summary + 1 :])
+
+
+def test_instruction_prompts(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    lines = run("instruction_prompts.py", "--out", str(tmp_path)).splitlines()
+    undecided, up, down = (float(line.split("loss ")[1]) for line in lines if "loss" in line)
+    assert max(up, down) < undecided
+    last = [line.split(": ")[1].split(" -> ") for line in lines[-2:]]
+    assert last[0][0] == last[1][0] and last[0][1] != last[1][1]  # one question, two tasks
+    assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
