@@ -178,3 +178,10 @@ def test_instruction_prompts(run: Runner, tmp_path: Path) -> None:
     last = [line.split(": ")[1].split(" -> ") for line in lines[-2:]]
     assert last[0][0] == last[1][0] and last[0][1] != last[1][1]  # one question, two tasks
     assert {path.suffix for path in tmp_path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_in_context_regression(run: Runner) -> None:
+    lines = run("in_context_regression.py", "--steps", "400", "--features", "2", "--points", "10").splitlines()
+    assert len(lines[0].split(",")) == 4 and "positive" in lines[2] + lines[3] and "negative" in lines[2] + lines[3]
+    layer, descent, ridge = (float(part.split()[-1]) for part in lines[-1].split(","))
+    assert ridge < layer < 1.2 * descent

@@ -15,7 +15,7 @@ from softgate.lab import seeds
 from softgate.lab.cell import CellRun
 from softgate.lab.checkpoint import from_bytes, to_bytes
 from softgate.lab.in_context import Starts, averaged, draw, frame_steps, predict, train_starts
-from softgate.lab.in_context_circuit import circuit_figures, circuit_matrices
+from softgate.lab.in_context_circuit import circuit_figures, circuit_matrices, sorted_frames
 from softgate.lab.snapshots import Snapshots
 from softgate.lab.tasks.softmax_prompts import SoftmaxPrompts
 
@@ -59,6 +59,14 @@ def test_frames_of_the_best_start_begin_with_its_start_and_end_with_its_end(tmp_
     for frame, layer in ((0, each[best]), (-1, trained.layer)):
         for name, matrix in circuit_matrices(layer).items():
             torch.testing.assert_close(torch.tensor(trained.figures[name][frame]), matrix.detach())
+
+
+def test_heads_are_sorted_by_their_scale_at_the_end_in_every_frame() -> None:
+    model = icl.AttentionICL(2, 2).set_circuit([-0.4, 0.2], [-1.0, 1.0])
+    frames = {"frame_step": [0.0], "kq_1": ["a"], "kq_2": ["b"], "ov_1": ["c"], "ov_2": ["d"]}
+    assert sorted_frames(frames, model) == {
+        "frame_step": [0.0], "kq_1": ["b"], "kq_2": ["a"], "ov_1": ["d"], "ov_2": ["c"],
+    }  # fmt: skip
 
 
 def test_snapshots_survive_a_checkpoint() -> None:

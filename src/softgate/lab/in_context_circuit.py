@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 
 from softgate.diagnostics import icl
 
-__all__ = ["circuit_figures", "circuit_matrices"]
+__all__ = ["circuit_figures", "circuit_matrices", "sorted_frames"]
 
 
 def circuit_matrices(model: icl.AttentionICL) -> dict[str, Tensor]:
-    """KQ and OV of every head; heads in the order of their scale, so that pictures of two runs are alike."""
-    order = model.kq().diagonal(dim1=-2, dim2=-1).mean(-1).argsort(descending=True)
-    return {
-        f"{name}_{i + 1}": matrices[h]
-        for name, matrices in (("kq", model.kq()), ("ov", model.ov()))
-        for i, h in enumerate(order)
-    }
+    """KQ and OV of every head: ``kq_1``, …, ``ov_1``, …."""
+    merged = (("kq", model.kq()), ("ov", model.ov()))
+    return {f"{name}_{h + 1}": matrix for name, matrices in merged for h, matrix in enumerate(matrices)}
+
+
+def sorted_frames(frames: Mapping[str, Any], model: icl.AttentionICL) -> dict[str, Any]:
+    """Recorded :func:`circuit_matrices` with the heads in the order of their scale at the end, in all frames.
+
+    Pictures of two runs are then alike.
+    """
+    order = model.kq()[:, : model.d, : model.d].diagonal(dim1=-2, dim2=-1).mean(-1).argsort(descending=True).tolist()
+    renamed = {f"{name}_{h + 1}": frames[f"{name}_{old + 1}"] for name in ("kq", "ov") for h, old in enumerate(order)}
+    return {**frames, **renamed}
 
 
 def circuit_figures(model: icl.AttentionICL, data: icl.LinearRegressionPrompts) -> dict[str, Any]:

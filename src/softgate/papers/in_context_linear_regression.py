@@ -12,7 +12,7 @@ from softgate.diagnostics import icl
 from softgate.lab import seeds
 from softgate.lab.cell import CellRun
 from softgate.lab.in_context import averaged, draw, predict, train_starts
-from softgate.lab.in_context_circuit import circuit_figures, circuit_matrices
+from softgate.lab.in_context_circuit import circuit_figures, circuit_matrices, sorted_frames
 from softgate.lab.paper import Cell, Claim, Paper, Plot, Scale
 
 __all__ = ["PAPER"]
@@ -51,7 +51,7 @@ def measure_layer(run: CellRun) -> Figures:
         "starts": float(len(close)),
         "starts_at_best": sum(close) / len(close),
         "loss_of_starts": trained.ends,
-        **trained.figures,
+        **(sorted_frames(trained.figures, model) if trained.figures else {}),
     }
     tokens, target = test_prompts(run, config["L"])
     errors = (predict(model, tokens) - target).square().mean(0)
