@@ -185,3 +185,14 @@ def test_in_context_regression(run: Runner) -> None:
     assert len(lines[0].split(",")) == 4 and "positive" in lines[2] + lines[3] and "negative" in lines[2] + lines[3]
     layer, descent, ridge = (float(part.split()[-1]) for part in lines[-1].split(","))
     assert ridge < layer < 1.2 * descent
+
+
+def test_learn_prompts(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    lines = run("learn_prompts.py", "--steps", "30", "--out", str(tmp_path / "prompts")).splitlines()
+    first, last = (
+        float(part.split()[-1 if i == 0 else 0].rstrip(",")) for i, part in enumerate(lines[0].split(" -> "))
+    )
+    assert last < first
+    assert sum(int(line.split("%")[0]) for line in lines[1:4]) in range(98, 103)
+    assert lines[4].endswith("differ by 0") and "(32, 5) logits" in lines[5]

@@ -47,7 +47,7 @@ class StyledDigits:
     _places: dict[str, list[Tensor]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        sets = {split: mnist(split, download=self.download) for split in SPLITS}
+        sets = {"train": mnist("train", download=self.download), "test": mnist("test", download=self.download)}
         object.__setattr__(self, "_digits", {split: s.images for split, s in sets.items()})
         places = {split: [(s.labels == digit).nonzero()[:, 0] for digit in range(10)] for split, s in sets.items()}
         object.__setattr__(self, "_places", places)
