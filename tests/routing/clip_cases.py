@@ -31,14 +31,13 @@ def make_tokenizer(words: tuple[str, ...] = WORDS) -> Any:
     )
 
 
-def make_clip(seed: int = 0, *, legacy: bool = False, length: int = 16) -> Any:
+def make_clip(seed: int = 0, *, legacy: bool = False, length: int = 16, words: int = len(WORDS) + 3) -> Any:
     """Two layers of width 32, images of 16×16; ``legacy`` pools the text at the largest token id."""
     from transformers import CLIPConfig, CLIPModel
 
     torch.manual_seed(seed)
     shared = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
-    size = len(WORDS) + 3
-    text = {**shared, "vocab_size": size, "max_position_embeddings": length, "bos_token_id": size - 2}
-    text |= {"eos_token_id": 2 if legacy else size - 1, "pad_token_id": size - 1}
+    text = {**shared, "vocab_size": words, "max_position_embeddings": length, "bos_token_id": words - 2}
+    text |= {"eos_token_id": 2 if legacy else words - 1, "pad_token_id": words - 1}
     vision = {**shared, "image_size": 16, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()

@@ -159,3 +159,23 @@ def test_an_end_token_that_is_not_the_largest_id_is_refused_where_the_encoder_po
 def test_something_else_than_a_clip_is_refused(tokenizer) -> None:
     with pytest.raises(ArgumentTypeError, match="CLIPModel"):
         PromptBank(TEMPLATES, NAMES, tokenizer, torch.nn.Linear(2, 2))
+
+
+def test_the_tokenizer_of_clip_reads_the_spliced_prompt_as_the_whole_one() -> None:
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTokenizer
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokenizer = CLIPTokenizer(vocab={piece: place for place, piece in enumerate(pieces)}, merges=[])
+    clip = make_clip(legacy=True, length=64, words=len(pieces))
+    templates = [["The photo, of a {}."], ["a {}'s sketch"], ["(it's) {}, 3 times"]]
+    names = ["Café au_lait", "Boeing 747-400", "dog's", "東京"]
+    bank = PromptBank(templates, names, tokenizer, clip)
+    with torch.no_grad():
+        for g, (template,) in enumerate(templates):
+            for c, name in enumerate(names):
+                text = template.rstrip(".").format(name.replace("_", " ")) + "."
+                ids = tokenizer(text, return_tensors="pt")["input_ids"]
+                wanted = functional.normalize(clip.get_text_features(ids).pooler_output[0], dim=-1)
+                torch.testing.assert_close(bank(clip)[g, c], wanted, rtol=1e-4, atol=1e-5)

@@ -91,8 +91,8 @@ def learn_prompts(
         name: of the training within the run.
 
     Returns:
-        What :func:`evaluate_prompts` finds; ``gate_loss_first`` and ``gate_loss_last``, means over a tenth of the
-        updates; and the curves ``curve_gate`` and ``curve_cls`` over ``step``.
+        What :func:`evaluate_prompts` finds; the curve ``curve_cls`` over ``step``; and for several groups the curve
+        ``curve_gate`` and its means ``gate_loss_first`` and ``gate_loss_last`` over a tenth of the updates.
     """
     base, new = shots.names("base"), shots.names("new")
     model = PromptMixture(clip, tokenizer, classnames=base, all_classnames=[*base, *new], **options)
@@ -109,12 +109,9 @@ def learn_prompts(
         model, step_loss, training,
         batches=lambda step: shots.batch(step, batch), run=run, name=name, optimizer=optimizer,
     )  # fmt: skip
+    found = {**evaluate_prompts(model, shots), "curve_cls": curves["loss_cls"], "step": curves["step"]}
+    if model.bank.n_groups == 1:
+        return found
     gate, tail = curves["loss_gate"], max(1, training.steps // 10)
-    return {
-        **evaluate_prompts(model, shots),
-        "gate_loss_first": sum(gate[:tail]) / tail,
-        "gate_loss_last": sum(gate[-tail:]) / tail,
-        "curve_gate": gate,
-        "curve_cls": curves["loss_cls"],
-        "step": curves["step"],
-    }
+    means = {"gate_loss_first": sum(gate[:tail]) / tail, "gate_loss_last": sum(gate[-tail:]) / tail}
+    return {**found, **means, "curve_gate": gate}

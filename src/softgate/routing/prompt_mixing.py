@@ -165,8 +165,8 @@ def mixture_logits(image: Tensor, text: Tensor, gate_logits: Tensor, k: int = 2,
 
     Example:
         >>> text = torch.tensor([[[1.0, 0.0]], [[0.0, 1.0]], [[-1.0, 0.0]]])
-        >>> mixture_logits(torch.tensor([[0.6, 0.8]]), text, torch.tensor([[1.0, 1.0, 0.0]]), scale=10.0)
-        tensor([[7.]])
+        >>> mixture_logits(torch.tensor([[1.0, 0.0]]), text, torch.tensor([[1.0, 1.0, 0.0]]), scale=10.0)
+        tensor([[5.]])
 
     Paper: Mixture of Prompt Learning for Vision Language Models, arXiv 2409.12011, section on the routing of prompts.
     """
