@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from softgate.errors import ArgumentValueError
+from softgate.lab.cell import CellRun
 from softgate.lab.data import DamagedDataError, MissingDataError
 from softgate.lab.data.coop_splits import load_coop_split
-from softgate.lab.prompt_benchmarks import FolderShots, read_image
+from softgate.lab.prompt_benchmarks import FolderShots, measure_benchmark, read_image
 
 Image = pytest.importorskip("PIL.Image")
 NAMES = ("annual crop", "forest", "river")
@@ -88,3 +91,17 @@ def test_crops_move_and_flip(folder) -> None:
     crops = [read_image(folder / "slope.png", 8, torch.Generator().manual_seed(s))[0] for s in range(20)]
     rising = [bool(crop[0, -1] > crop[0, 0]) for crop in crops]
     assert 0 < sum(rising) < 20 and len({float(crop.mean()) for crop in crops}) == 20
+
+
+def test_a_cell_of_the_paper_scale(folder, tmp_path) -> None:
+    pytest.importorskip("transformers")
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "routing"))
+    from clip_cases import TEMPLATES, make_clip, make_tokenizer
+
+    make_clip().save_pretrained(tmp_path / "clip")
+    make_tokenizer().save_pretrained(tmp_path / "clip")
+    config = {"clip": str(tmp_path / "clip"), "dataset": "eurosat", "options": {"templates": TEMPLATES}, "shots": 2}
+    config |= {"epochs": 2, "batch": 2, "lr": 0.01, "warmup": 1}
+    found = measure_benchmark(CellRun("mixture-of-prompts", "paper", "eurosat", config, 0, tmp_path / "run"))
+    assert found["new"] == 1.0 and 0 <= found["base"] <= 1 and len(found["curve_gate"]) == 4  # one new class
+    assert "routed" not in found
