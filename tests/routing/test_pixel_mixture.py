@@ -57,6 +57,7 @@ def test_nearest_is_exact_for_every_whole_ratio(ratio: int) -> None:
 @pytest.mark.parametrize("band_bytes", [1, 400, 10**9])
 def test_bands_of_every_size_give_the_same(shape: tuple[int, ...], band_bytes: int, monkeypatch) -> None:
     monkeypatch.setattr(_pixel_bands, "_BAND_BYTES", band_bytes)
+    monkeypatch.setattr(_pixel_bands, "_FEW", 0)
     maps, weights = (
         torch.randn(*shape, dtype=torch.float64, requires_grad=True),
         gate(*shape[:2], 6, 5).requires_grad_(),
@@ -71,8 +72,17 @@ def test_bands_of_every_size_give_the_same(shape: tuple[int, ...], band_bytes: i
         torch.testing.assert_close(own, theirs)
 
 
+def test_the_kernel_steps_aside_where_it_does_not_pay() -> None:
+    maps, weights = torch.randn(1, 2, 64, 64), torch.rand(1, 2, 8, 8)
+    assert explain(pixelwise_mixture, maps, weights).chosen == "bands"
+    assert explain(pixelwise_mixture, maps, weights, upsample="bilinear").chosen == "reference"
+    assert explain(pixelwise_mixture, maps.bfloat16(), weights).chosen == "reference"
+    assert explain(pixelwise_mixture, maps, weights[..., :7]).chosen == "reference"
+    assert explain(pixelwise_mixture, maps[..., :32, :32], weights).chosen == "reference"
+
+
 def test_only_what_needs_a_gradient_gets_one() -> None:
-    maps, weights = torch.randn(1, 2, 4, 4), gate(1, 2, 2, 2).float().requires_grad_()
+    maps, weights = torch.randn(1, 2, 64, 64), gate(1, 2, 32, 32).float().requires_grad_()
     pixelwise_mixture(maps, weights).sum().backward()
     torch.testing.assert_close(weights.grad, F.avg_pool2d(maps, 2) * 4)
 

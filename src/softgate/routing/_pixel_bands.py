@@ -17,10 +17,14 @@ from softgate.dispatch import is_batched_gradient, transform_reason
 
 #: Bytes of one map in a band; with the running sum and the map that is added, a band fits a second-level cache.
 _BAND_BYTES = 2**18
+#: Entries of the maps below which the few operations of the reference are quicker than the way through here.
+_FEW = 2**13
 
 
 def refuses(maps: Tensor, weights: Tensor, *, upsample: str = "nearest") -> str | None:
     """Why this call is the reference's."""
+    if maps.numel() < _FEW:
+        return f"fewer than {_FEW} entries"
     if upsample != "nearest":
         return f"upsample={upsample!r} gives every pixel weights of its own"
     if maps.dtype is not accumulation_dtype(maps.dtype):

@@ -88,6 +88,7 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[t
     yield (draw(2, 4, 6, 3).transpose(-1, -2), gate(2, 4, 2, 1).transpose(-1, -2)), {}
     channels_last = draw(2, 4, 4, 4).contiguous(memory_format=torch.channels_last)
     yield (channels_last, gate(2, 4, 2, 2)), {}
+    yield (draw(2, 2, 2, 32, 36), gate(2, 2, 8, 12)), {}  # enough for the kernel
 
 
 def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
