@@ -103,9 +103,9 @@ def outliers(
         batches: token ids or whatever the model takes as its argument; a mapping is passed as keyword arguments, and
             tokens that its ``attention_mask`` (B, T) leaves out are not counted.
         modules: names (as in ``model.named_modules()``) of the modules whose outputs count. None takes the layers of
-            the model, that is the entries of its longest outermost ``ModuleList`` (their outputs are the residual
-            stream), and in them what is called ``ffn``, ``mlp``, ``feed_forward``, ``fc2``, ``linear2`` or, for BERT
-            and ViT of transformers, ``output.dense``.
+            the model, that is the entries of its longest outermost ``ModuleList`` (without any: ``nn.Sequential`` of
+            equal blocks; their outputs are the residual stream), and in them what is called ``ffn``, ``mlp``,
+            ``feed_forward``, ``fc2``, ``linear2`` or, for BERT and ViT of transformers, ``output.dense``.
 
     Raises:
         ArgumentTypeError: ``model`` or a batch of a wrong type.
@@ -123,7 +123,7 @@ def outliers(
     """
     if not isinstance(model, nn.Module):
         bad_type("model", model, "a torch.nn.Module")
-    names = _layers(model) if modules is None else _named(model, modules)
+    names = layer_names(model) if modules is None else _named(model, modules)
     sums: dict[str, _Sums] = {}
     keep: list[Tensor | None] = [None]
 
@@ -180,11 +180,18 @@ def _kept(batch: Tensor | Mapping[str, Any]) -> Tensor | None:
     return mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
 
 
-def _layers(model: nn.Module) -> list[str]:
-    """The layers of ``model`` and their feed-forward parts, in order."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+def layer_names(model: nn.Module) -> list[str]:
+    """The layers of ``model`` and their feed-forward parts, in order: the longest outermost list of layers."""
+    lists: list[tuple[str, Any]] = [
+        (name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)
+    ]
+    if not lists:  # timm keeps its blocks in an nn.Sequential
+        lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.Sequential) and _repeats(m)]
     if not lists:
-        raise StateError(f"{type(model).__name__} has no ModuleList of layers; name the modules to look at")
+        raise StateError(
+            f"{type(model).__name__} has no ModuleList of layers (or nn.Sequential of equal blocks); name the modules "
+            "to look at"
+        )
     outer = [(name, m) for name, m in lists if not any(name.startswith(f"{other}.") for other, _ in lists)]
     stem, layers = max(outer, key=lambda entry: len(entry[1]))
     names = []
@@ -194,6 +201,11 @@ def _layers(model: nn.Module) -> list[str]:
         inside = [name for name, _ in layer.named_modules()]
         names += [f"{prefix}.{name}" for name in inside if _is_feed_forward(name)]
     return names
+
+
+def _repeats(layers: nn.Sequential) -> bool:
+    """Whether an nn.Sequential holds several blocks of one class, each with parts of its own."""
+    return len(layers) > 1 and len({type(m) for m in layers}) == 1 and next(layers[0].children(), None) is not None
 
 
 def _is_feed_forward(name: str) -> bool:
