@@ -23,6 +23,9 @@ SURFACE = {
     },
     "report": {"--open", "--out"},
     "bench": {"site", "arguments"},
+    "diagnose": {
+        "model", "--text", "--images", "--length", "--batch", "--batches", "--device", "--out", "--json",
+    },
     "doctor": {"--json"},
 }  # fmt: skip
 
@@ -81,6 +84,9 @@ def test_show_names_every_claim(slug):
         (["reproduce", "fake-paper", "--seeds", "0"], 2),
         (["reproduce", "fake-paper", "--on", "moon"], 2),
         (["bench", "no-such-site"], 2),
+        (["diagnose"], 2),
+        (["diagnose", "./no-such-folder"], 2),
+        (["diagnose", "/", "--length", "4"], 2),
     ],
 )
 def test_exit_codes(arguments, code, monkeypatch, capsys):

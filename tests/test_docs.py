@@ -28,6 +28,13 @@ def test_the_example_of_the_losses_runs(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
+def test_the_examples_of_the_diagnosis_run(tmp_path):
+    repair = "from softgate.integrations import torchvision_cpu\ntorchvision_cpu.repair()\n"
+    result = run(repair + "\n".join(blocks("docs/diagnose.md")), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "sink_share" in result.stdout
+
+
 def test_the_contributing_example_passes_its_test_and_the_conformance_suite(tmp_path):
     method, test = blocks("CONTRIBUTING.md")
     (tmp_path / "capped.py").write_text(method)
@@ -47,7 +54,7 @@ def test_documents_link_to_files_that_exist():
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
-        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "losses", "swap")),
+        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "losses", "swap", "diagnose")),
     )
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):

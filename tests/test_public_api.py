@@ -62,6 +62,7 @@ NAMES = {
     ],
     "diagnostics": [
         "attention_sink", "softmax_collapse", "nlm_alignment", "outliers", "ptq_evaluate",
+        "report", "Report", "TrainingMonitor",
         "System", "from_softmax", "from_linear_attention", "from_normalized_attention", "from_s6", "from_ssd",
         "from_qlstm", "from_rglru", "compare_systems",
         "LinearRegressionPrompts", "AttentionICL", "icl_attention", "circuit_report",
@@ -87,6 +88,7 @@ NAMES = {
     "native": ["info"],
     "swapping.attention_interface": ["register_all"],
     "integrations.torchvision_cpu": ["repair"],
+    "integrations.diagnosis": ["diagnose"],
 }  # fmt: skip
 
 

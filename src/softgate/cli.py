@@ -18,7 +18,7 @@ from softgate.errors import ArgumentTypeError, ArgumentValueError, SoftgateError
 
 app = typer.Typer(
     name="softgate",
-    help="Softmax and gating in deep networks: list the papers, reproduce their claims, look at this machine.",
+    help="Softmax and gating in deep networks: reproduce the papers' claims, look into models and at this machine.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -214,6 +214,35 @@ def bench(
     if site not in known:
         raise ArgumentValueError(f"SITE must be one of {', '.join(known)}, got {site!r}")
     raise typer.Exit(subprocess.call([sys.executable, str(folder / f"{site}.py"), *(arguments or [])]))
+
+
+@app.command()
+def diagnose(
+    model: Annotated[str, typer.Argument(help="Local folder or hub id of a transformers or timm model.")],
+    text: Annotated[Path | None, typer.Option(help="Text for a model of tokens; random tokens without it.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder for a model of images; noise without it.")] = None,
+    length: Annotated[int, typer.Option(min=8, help="Tokens per row.")] = 256,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 4,
+    batches: Annotated[int, typer.Option(min=1, help="Number of batches.")] = 4,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the model runs.")] = "cpu",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder that receives a page and the JSON.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look into MODEL: sinks, outliers, collapse, routers. Exit code 1 if something is not normal."""
+    from softgate.integrations.diagnosis import diagnose as look
+    from softgate.lab.diagnosis import print_report
+
+    found = look(model, text=text, images=images, length=length, batch=batch, batches=batches, device=device)
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        print_report(Console(), found, model)
+    if out is not None:
+        from softgate.lab.page.diagnosis import write_diagnosis
+
+        page = write_diagnosis(out, found, model)
+        Console(stderr=as_json).print(f"page: {page}", highlight=False)
+    raise typer.Exit(int(any(finding.severity != "info" for finding in found.findings)))
 
 
 @app.command()

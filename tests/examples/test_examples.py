@@ -80,6 +80,13 @@ def test_measure_sinks(run: Runner) -> None:
     assert lines[1].removeprefix("original") == lines[2].removeprefix("gates at 1")
 
 
+def test_diagnose_model(run: Runner) -> None:
+    pytest.importorskip("transformers")
+    out = run("diagnose_model.py", "--steps", "11")
+    assert [line.split(":")[0] for line in out.splitlines()[:2]] == ["step 0", "step 10"]
+    assert "0.self_attn" in out and "lm_head" in out and "LlamaForCausalLM" in out
+
+
 def test_svm_head(run: Runner) -> None:
     lines = run("svm_head.py", "--steps", "60").splitlines()
     assert [line.split(":")[0] for line in lines] == ["softmax", "one-vs-rest", "Crammer-Singer"]

@@ -29,14 +29,14 @@ def paper_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         _verdict_line(results),
         tag("h2", "Claims"),
         _claims(results),
-        *_pictures(plots),
+        *pictures(plots),
         tag("h2", "What was measured"),
         _cells(results),
         *_notes(results),
         tag("h2", "Run it yourself"),
         tag("pre", tag("code", results["command"])),
         tag("h2", "Machine and versions"),
-        _environment(results["environment"]),
+        environment_list(results["environment"]),
     )
 
 
@@ -86,7 +86,8 @@ def _measured(claim: Mapping[str, Any]) -> Markup:
     return tag("div", *lines)
 
 
-def _pictures(plots: Mapping[str, str]) -> list[Markup]:
+def pictures(plots: Mapping[str, str]) -> list[Markup]:
+    """A section of SVG pictures by their titles; nothing without any."""
     if not plots:
         return []
     figures = [
@@ -130,7 +131,8 @@ def _notes(results: Mapping[str, Any]) -> list[Markup]:
     return [tag("h2", "Notes"), tag("ul", *[tag("li", note) for note in notes])] if notes else []
 
 
-def _environment(environment: Mapping[str, Any]) -> Markup:
+def environment_list(environment: Mapping[str, Any]) -> Markup:
+    """What is known of the machine, as a list."""
     items: list[Markup] = []
     for key, value in environment.items():
         if value in (None, "", [], {}):
