@@ -74,7 +74,7 @@ def _short(names: Sequence[str]) -> list[str]:
     """The names without the leading parts that all of them share."""
     parts = [name.split(".") for name in names]
     shared = [len(set(level)) == 1 for level in zip(*(each[:-1] for each in parts), strict=False)]
-    same = (shared + [False]).index(False) if len(parts) > 1 else 0
+    same = [*shared, False].index(False) if len(parts) > 1 else 0
     return [".".join(each[same:]) or "(model)" for each in parts]
 
 
