@@ -51,18 +51,6 @@ def as_mask(name: str, mask: Any, like: Tensor) -> Tensor | None:
     return mask if mask.dtype is torch.bool else mask != 0
 
 
-def masked_log_softmax(scores: Tensor, kept: Tensor | None) -> Tensor:
-    """Log-softmax over the last dimension among the ``kept`` entries, -inf at the others.
-
-    A row without any entry is -inf throughout, with zero gradient.
-    """
-    if kept is None:
-        return scores.log_softmax(-1)
-    filled = scores.masked_fill(~kept, float("-inf"))
-    filled = filled.masked_fill(~kept.any(-1, keepdim=True), 0.0)
-    return filled.log_softmax(-1).masked_fill(~kept, float("-inf"))
-
-
 def reduce_contexts(rows: Tensor, kept: Tensor | None, reduction: str) -> Tensor:
     """Mean over the contexts that have a candidate, their sum, or the losses themselves; 0 without any context."""
     if reduction == "none":

@@ -17,7 +17,6 @@ from softgate.policy._candidates import (
     as_mask,
     can_read,
     check_lists,
-    masked_log_softmax,
     reduce_contexts,
 )
 from softgate.registry import method, record_of
@@ -155,13 +154,16 @@ def reference(
 ) -> Tensor:
     """``-sum_i q_i log softmax(u)_i`` with u of :func:`scores_of`, plus ``sum_i q_i log q_i``, a divergence."""
     allowed = as_mask("mask", mask, logp)
-    inside = anchor_logp.detach() != float("-inf")
-    kept = inside if allowed is None else allowed & inside
-    # a masked candidate may hold anything: NaN times 0 is NaN, so it is replaced before any arithmetic
-    u = scores_of(torch.where(kept, logp, 0.0), torch.where(kept, anchor_logp, 0.0), tau, clamp_ratio, clamp_score)
-    q = torch.where(kept, target.detach(), 0.0).to(u.dtype)
-    log_p = masked_log_softmax(u, kept)
-    rows = -torch.where(q > 0, q * log_p, 0.0).sum(-1)
+    u = scores_of(logp, anchor_logp, tau, clamp_ratio, clamp_score)
+    q = target.detach().to(u.dtype)
+    absent = anchor_logp.detach() == float("-inf")
+    if allowed is not None:
+        absent, q = absent | ~allowed, torch.where(allowed, q, 0.0)
+    # u is linear in logp, so what a masked candidate holds (NaN, say) is gone here, its gradient too
+    u = u.masked_fill(absent, float("-inf"))
+    if allowed is not None:  # a list without candidates must not become 0 / 0
+        u = u.masked_fill(absent.all(-1, keepdim=True), 0.0)
+    rows = -torch.where(q > 0, q * u.log_softmax(-1), 0.0).sum(-1)
     if reduce_entropy:
         rows = rows + torch.xlogy(q, q).sum(-1)
     return reduce_contexts(rows, allowed, reduction).to(logp.dtype)
