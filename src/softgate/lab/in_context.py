@@ -61,16 +61,23 @@ class Trained:
     """What :func:`train_starts` found.
 
     Attributes:
-        layer: the start that ended with the lowest training loss.
-        losses: its loss at every step.
+        layers: where each start ended.
+        best: number of the one with the lowest training loss.
+        losses: the best's loss at every step.
         ends: mean training loss of each start over the last twentieth of the steps.
-        figures: its snapshots, as figures.
+        figures: the best's snapshots, as figures.
     """
 
-    layer: AttentionICL
+    layers: list[AttentionICL]
+    best: int
     losses: list[float]
     ends: list[float]
     figures: dict[str, list[Any]]
+
+    @property
+    def layer(self) -> AttentionICL:
+        """The best."""
+        return self.layers[self.best]
 
 
 def train_starts(
@@ -116,7 +123,8 @@ def train_starts(
     seen = snapshots.figures()
     own = {name.partition("/")[2]: value for name, value in seen.items() if name.startswith(f"{best}/")}
     frames_of_best = {"frame_step": seen["frame_step"], **own} if own else {}
-    return Trained(model.layer(best), curves[f"start_{best}"], ends, frames_of_best)
+    ended = [model.layer(r) for r in range(len(layers))]
+    return Trained(ended, best, curves[f"start_{best}"], ends, frames_of_best)
 
 
 def frame_steps(steps: int, frames: int = 7) -> list[int]:

@@ -135,8 +135,8 @@ def optimal_multi_head(d: int, L: int, sigma2: float, omega: float | None = None
 
     Example:
         >>> best = optimal_multi_head(d=5, L=40, sigma2=0.1)
-        >>> round(best.eta, 3), round(best.risk, 4), round(optimal_multi_head(5, 40, 0.1, omega=0.183).mu[0], 2)
-        (0.879, 0.2209, 2.39)
+        >>> round(best.eta, 3), round(best.risk, 4), round(optimal_multi_head(5, 40, 0.1, omega=0.2).mu[0], 1)
+        (0.879, 0.2209, 2.2)
 
     Paper: arXiv 2503.12734, sec. 4.
     """
