@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from softgate.routing import hard_prompt_gate_target, mix_text_features, mixture_logits
 
@@ -89,3 +91,24 @@ def test_sixteen_bit_features_are_mixed_in_float32() -> None:
     assert mix_text_features(gate, text).dtype is torch.float32
     wanted = mixture_logits(image.float(), text.float(), gate.float())
     assert torch.equal(mixture_logits(image, text, gate), wanted)
+
+
+class _Largest(TorchDispatchMode):
+    """Numbers in the largest tensor that an operation gave."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        sizes = [t.numel() for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
+        self.numbers = max(self.numbers, *sizes)
+        return found
+
+
+def test_logits_never_hold_the_mixture() -> None:
+    image, text, gate = torch.randn(40, 64), torch.randn(3, 50, 64), torch.randn(40, 3)
+    with _Largest() as mixture:
+        mix_text_features(gate, text)
+    with _Largest() as logits:
+        mixture_logits(image, text, gate)
+    assert mixture.numbers == 40 * 50 * 64 and logits.numbers <= text.numel()

@@ -155,6 +155,19 @@ def test_gradients_never_come_from_what_is_kept(make) -> None:
     assert model.bank.context.grad.any()
 
 
+def test_training_goes_on_after_inference_mode(make) -> None:
+    model = make(NAMES[:2], None)
+    with torch.inference_mode():
+        model.set_classes(NAMES)
+        model(IMAGES)
+    model(IMAGES, LABELS).loss.backward()
+    model.bank.requires_grad_(False)
+    with torch.inference_mode():
+        model(IMAGES)
+    model(IMAGES, LABELS).loss_cls.backward()  # through the layer norms, with what was kept
+    assert model.router.weight.grad.any()
+
+
 def test_new_classes_read_the_same_prompts(make) -> None:
     model = make(NAMES[:2], None)
     with torch.no_grad():

@@ -107,9 +107,10 @@ class PromptBank(nn.Module):
         new = tuple(name for name in clean_names(names) if name not in self.names)
         if not new:
             return
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is kept must serve later training
             groups = [self._prototype(group, new, text_model) for group in self._hard]
-        self.prototypes = torch.cat([self.prototypes, torch.stack(groups).to(self.prototypes.device)], 1)
+            added = torch.stack(groups).to(self.prototypes.device)
+            self.prototypes = torch.cat([self.prototypes, added], 1)
         self.names += new
 
     def _prototype(self, templates: Sequence[Any], names: Sequence[str], text_model: Any) -> Tensor:
