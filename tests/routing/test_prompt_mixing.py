@@ -101,7 +101,7 @@ class _Largest(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         found = function(*args, **(kwargs or {}))
         sizes = [t.numel() for t in tree_leaves(found) if isinstance(t, torch.Tensor)]
-        self.numbers = max(self.numbers, *sizes)
+        self.numbers = max([self.numbers, *sizes])
         return found
 
 
