@@ -203,3 +203,14 @@ def test_learn_prompts(run: Runner, tmp_path: Path) -> None:
     assert last < first
     assert sum(int(line.split("%")[0]) for line in lines[1:4]) in range(98, 103)
     assert lines[4].endswith("differ by 0") and "(32, 5) logits" in lines[5]
+
+
+def test_router_balance(run: Runner, tmp_path: Path) -> None:
+    picture = tmp_path / "balance.svg"
+    out = run("router_balance.py", "--steps", "60", "--tokens", "256", "--rate", "0.02", "--plot", str(picture))
+    lines = {line.split(":")[0]: line for line in out.splitlines() if ": at the end" in line}
+    last = {name: float(line.split("end ")[1].split(",")[0]) for name, line in lines.items()}
+    assert last["bias"] < 0.5 * last["none"] and last["loss"] < last["none"]
+    loads = [float(share) for share in lines["bias"].split("cent ")[1].split()]
+    assert len(loads) == 8 and loads == sorted(loads, reverse=True) and abs(sum(loads) - 100) <= 4
+    assert picture.read_text(encoding="utf-8").startswith("<svg")
