@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from softgate.integrations import torchvision_cpu
 from softgate.models import HMoDE, VGGPyramid, density_experts_loss
+from softgate.models.hmode import make_backbone
 
 SMALL = ((4, 4, 8, 8, 8), (1, 1, 1, 1, 1))
 
@@ -126,6 +130,19 @@ def test_weights_of_torchvision_fit() -> None:
         torch.testing.assert_close(ours(x)[-1], theirs[:43](x))
     with pytest.raises(ValueError, match="state"):
         ours.load_features(vgg.make_layers(vgg.cfgs["A"], batch_norm=True).state_dict())
+
+
+def test_pretrained_weights_come_from_torchvision_or_not_at_all(monkeypatch) -> None:
+    torchvision_cpu.repair()
+    models = pytest.importorskip("torchvision.models")
+    vgg = models.vgg
+    theirs = SimpleNamespace(features=vgg.make_layers(vgg.cfgs["D"], batch_norm=True))
+    monkeypatch.setattr(models, "vgg16_bn", lambda weights: theirs if weights == "IMAGENET1K_V1" else None)
+    first = make_backbone("vgg16_bn", pretrained=True).blocks[0][0].weight
+    assert torch.equal(first, theirs.features[0].weight)
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(ImportError, match="torchvision"):
+        make_backbone("vgg16_bn", pretrained=True)
 
 
 class _Bare(nn.Module):
