@@ -393,6 +393,35 @@ def test_what_cannot_be_seen_is_said() -> None:
     assert any("no logits" in note for note in notes)
 
 
+@pytest.mark.parametrize("shape", [(4, 6, 5), (6, 5), (2, 2, 3, 6, 5)], ids=len)
+def test_attention_of_other_than_four_dimensions(shape: tuple[int, ...]) -> None:
+    class Plain(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.scaled_dot_product_attention(x, x, x)
+
+    x = torch.randn(shape)
+    (layer,) = report(Plain(), [x], sequences=10).attention
+    weights = (x @ x.mT / math.sqrt(5)).softmax(-1)[..., 1:, 0]
+    heads = {2: 1, 3: 4, 5: 3}[len(shape)]
+    expected = weights.reshape(-1, heads, 5).mean((0, 2))
+    assert layer.sink_share == pytest.approx(expected.tolist(), rel=1e-5)
+
+
+def test_numbers_that_are_none_are_said_and_left_out() -> None:
+    model = nn.Sequential(Attends(), Attends())
+    x = torch.randn(2, 9, 8)
+    clean = report(model, [x[:1]]).to_json()
+    x[1, 8] = float("nan")
+    x[1, 7] = float("inf")
+    given = report(model, [x[:1], x])
+    value = given.to_json()
+    assert any("NaN or infinite features in 0" in note for note in given.notes)
+    assert any("rows of logits" in note for note in given.notes)
+    assert given.attention[0].sink_share[0] == given.attention[0].sink_share[0], "a number"
+    assert None not in value["attention"][0]["entropy"] and value["logits"]["std"] is not None
+    assert given.attention[0].rows > clean["attention"][0]["rows"]
+
+
 BAD: list[tuple[Any, Any, dict[str, Any], str]] = [
     (None, [TOKENS], {}, "model"),
     (nn.Linear(2, 2), None, {}, "batches"),

@@ -65,17 +65,18 @@ def _sink(attention: Sequence[AttentionFigures]) -> Iterator[Finding]:
         return
     overall = mean([sink_of(a) for a in attention])
     worst = bad[0]
+    shares = [[max(pair) for pair in zip(a.sink_share, a.top_share, strict=True)] for a in attention]
+    heads = sum(share >= SINK for layer in shares for share in layer)
     head = max(range(len(worst.sink_share)), key=lambda h: max(worst.sink_share[h], worst.top_share[h]))
-    share = max(worst.sink_share[head], worst.top_share[head])
     first = mean(worst.sink_share) >= SINK_OVER_UNIFORM * worst.uniform_share
     token = "the first token" if first else f"single tokens (head {head}: token {worst.top_key[head]})"
     yield Finding(
         "high" if overall >= SINK_HIGH else "warning",
         "sink",
         [a.name for a in bad],
-        f"{len(bad)} of {len(attention)} layers put {SINK:.0%} or more of their weight on {token}; mean over all "
-        f"{overall:.1%}, equal weights would give {worst.uniform_share:.1%}; worst head {head} of {worst.name}: "
-        f"{share:.1%}",
+        f"{heads} of {sum(map(len, shares))} heads put {SINK:.0%} or more of their weight on {token}; mean over all "
+        f"{overall:.1%}, equal weights would give {worst.uniform_share:.1%}; worst head {head} of "
+        f"{worst.name or 'the model'}: {max(worst.sink_share[head], worst.top_share[head]):.1%}",
     )
 
 

@@ -138,6 +138,14 @@ def report_of(observer: Observer, loss_dtype: torch.dtype | None = None, *, with
 def _notes(observer: Observer, attention: bool, activations: bool) -> list[str]:
     """What was not looked at, and why."""
     notes = [f"{name} was not looked at: {reason}" for name, reason in observer.unseen.items()]
+    broken = {name: sums.broken for name, sums in observer.activations.items() if sums.broken}
+    if broken:
+        name = next(iter(broken))
+        notes.append(
+            f"{broken[name]} tokens have NaN or infinite features in {name}, the first of {len(broken)} modules"
+        )
+    if observer.logits.broken:
+        notes.append(f"{observer.logits.broken} rows of logits hold NaN or infinite numbers and were left out")
     blind = [
         name
         for name, module in observer.model.named_modules()
@@ -148,9 +156,9 @@ def _notes(observer: Observer, attention: bool, activations: bool) -> list[str]:
         notes.append(f"the weights of {blind[0] or type(observer.model).__name__}{more} cannot be seen from outside")
     elif not attention:
         notes.append("no attention was seen")
-    if not activations:
+    if not activations and not broken:
         notes.append("no list of layers was found: activations were not looked at")
-    if not observer.logits.rows:
+    if not observer.logits.rows + observer.logits.broken:
         notes.append("the model returns no logits: their scale and collapse were not looked at")
     return notes
 

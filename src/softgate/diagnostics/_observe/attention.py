@@ -79,6 +79,7 @@ class AttentionSums:
 
     def add_scores(self, scores_HRS: Tensor, allowed_HRS: Tensor, rows: list[int], square: bool) -> None:
         """Take in the scores of the queries ``rows`` of one sequence, before softmax."""
+        allowed_HRS = allowed_HRS & ~scores_HRS.isnan().any(-1, keepdim=True)  # such a row counts nowhere
         scores = scores_HRS.float().masked_fill(~allowed_HRS, float("-inf"))
         weights = scores.softmax(-1).nan_to_num(0.0)
         keep = self.add_weights(weights, allowed_HRS, rows, square)

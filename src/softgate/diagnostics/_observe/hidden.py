@@ -15,6 +15,12 @@ from softgate.diagnostics.collapse import softmax_collapse
 __all__: list[str] = []
 
 
+def _finite_rows(rows: Tensor) -> tuple[Tensor, int]:
+    """The rows of finite numbers, and how many others there were."""
+    finite = rows.isfinite().all(-1)
+    return rows[finite], int((~finite).sum())
+
+
 @dataclass
 class ActivationSums:
     """Sums over the tokens that a module gave out.
@@ -29,6 +35,7 @@ class ActivationSums:
         inf_norm: sum over tokens of the largest absolute feature.
         kurtosis: sum over tokens of the kurtosis.
         peak: largest kurtosis of a token.
+        broken: tokens with a feature that is no finite number; they count nowhere else.
     """
 
     name: str
@@ -40,12 +47,15 @@ class ActivationSums:
     inf_norm: float = 0.0
     kurtosis: float = 0.0
     peak: float = 0.0
+    broken: int = 0
 
     def add(self, hidden: Tensor, keep: Tensor | None, limit: int) -> None:
         """Take in hidden states (…, features); ``keep`` (bool, …) says which tokens count."""
         tokens = hidden.detach().flatten(0, -2)
         if keep is not None and keep.shape == hidden.shape[:-1]:
             tokens = tokens[keep.flatten().to(tokens.device)]
+        tokens, broken = _finite_rows(tokens)
+        self.broken += broken
         if not len(tokens) or tokens.shape[-1] < 2:
             return
         self.largest = max(self.largest, float(tokens.abs().amax()))
@@ -115,6 +125,7 @@ class LogitSums:
         largest: largest absolute logit.
         margins: each row's largest logit minus the second largest.
         collapsed: dtype name -> rows in which the largest has absorbed all others.
+        broken: rows with a logit that is no finite number; they count nowhere else.
     """
 
     dtype: str = ""
@@ -124,13 +135,15 @@ class LogitSums:
     largest: float = 0.0
     margins: list[Tensor] = field(default_factory=list)
     collapsed: dict[str, float] = field(default_factory=dict)
+    broken: int = 0
 
     def add(self, logits: Tensor, keep: Tensor | None, limit: int) -> None:
         """Take in logits (…, C)."""
         rows = logits.detach().flatten(0, -2)
         if keep is not None and keep.shape == logits.shape[:-1]:
             rows = rows[keep.flatten().to(rows.device)]
-        rows = rows[spread(len(rows), limit)].float()
+        rows, broken = _finite_rows(rows[spread(len(rows), limit)].float())
+        self.broken += broken
         if not len(rows):
             return
         self.dtype, self.classes, self.rows = dtype_name(logits.dtype), rows.shape[-1], self.rows + len(rows)
