@@ -135,7 +135,7 @@ def sapo_loss(
     Example:
         >>> old, logp = torch.full((1, 2), -2.0), torch.tensor([[-2.0, -1.0]])
         >>> sapo_loss(logp, old, torch.tensor([1.0]), torch.ones(1, 2))
-        tensor(-2.6957)
+        tensor(-2.6958)
 
     Paper: Soft Adaptive Policy Optimization, arXiv 2511.20347, sec. 3.
     """
