@@ -158,3 +158,20 @@ def test_what_the_list_trainer_refuses(tmp_path: Path) -> None:
     logp = torch.zeros(4, 3)
     with pytest.raises(StateError, match="score"):
         ListwiseObjective(ADPOLoss(), 8)(logp, logp, logp, torch.ones(4, 3), group_id=torch.zeros(4, dtype=torch.long))
+
+
+def test_the_paper_scale_trains(tmp_path: Path) -> None:
+    from softgate.lab.cell import CellRun
+    from softgate.lab.preference_llm import measure_llm
+    from softgate.papers.adpo import PAPER
+
+    tiny_trl.model().save_pretrained(tmp_path / "model")
+    tiny_trl.tokenizer().save_pretrained(tmp_path / "model")
+    data = tmp_path / "questions.jsonl"
+    data.write_text("".join(f'{{"question": "a b {i}", "answer": "#### {i}"}}\n' for i in range(8)))
+    small = {"model": str(tmp_path / "model"), "data": str(data), "answers": 4, "tokens": 4, "batch": 4,
+             "accumulation": 2, "steps": 1}  # fmt: skip
+    cell = PAPER.scale("paper").cells[0]
+    run = CellRun("adpo", "paper", cell.name, {**cell.config, **small}, 0, tmp_path / "run")
+    figures = measure_llm(run)
+    assert figures["peak_reward"] == figures["mean_reward"] == 0.0 and len(figures["reward_curve"]) == 1
