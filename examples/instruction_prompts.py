@@ -25,8 +25,8 @@ TASKS = {"up": 1, "down": -1}
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model-dir", help="folder of a causal language model of transformers")
-    parser.add_argument("--steps", type=int, default=60, help="updates per task")
-    parser.add_argument("--lr", type=float, default=1e-2)
+    parser.add_argument("--steps", type=int, default=80, help="updates per task")
+    parser.add_argument("--lr", type=float, default=3e-2)
     parser.add_argument("--out", default="prompts", help="folder for the prompts")
     return parser.parse_args()
 
@@ -62,7 +62,7 @@ def main() -> None:
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
         tokens: dict[str, Any] = {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None}
         model = hf.LlamaForCausalLM(hf.LlamaConfig(vocab_size=LETTERS, initializer_range=0.2, **sizes, **tokens))
-        print(f"the model alone, which cannot know the task: loss {train(model, 150, 1e-2, None):.3f}")
+        print(f"the model alone, which cannot know the task: loss {train(model, 150, 5e-3, None):.3f}")
 
     prompts = get_iapt_model(model, IAPTConfig(bottleneck=8), adapter_name="up")
     prompts.add_adapter("down", IAPTConfig(bottleneck=8))

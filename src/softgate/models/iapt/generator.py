@@ -134,10 +134,10 @@ class PromptGenerator(nn.Module):
         check_sizes(d=d, bottleneck=bottleneck, num_tokens=num_tokens)
         if share is not None and (share.down.in_features, share.down.out_features) != (d, bottleneck):
             bad_value("share", share, f"a generator with projections {d} -> {bottleneck} -> {d}")
-        self.down = nn.Linear(d, bottleneck) if share is None else share.down
+        self.down: nn.Linear = nn.Linear(d, bottleneck) if share is None else share.down
         self.pool = SelfAttentionPool(bottleneck, num_tokens)
         self.activation = RationalActivation() if activation is None else activation
-        self.up = nn.Linear(bottleneck, d) if share is None else share.up
+        self.up: nn.Linear = nn.Linear(bottleneck, d) if share is None else share.up
 
     @property
     def num_tokens(self) -> int:

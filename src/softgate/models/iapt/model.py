@@ -287,8 +287,9 @@ class IAPTModel(nn.Module):
 
     def _check_window(self, length: int, selection: Selection) -> None:
         window = getattr(self.model.config, "max_position_embeddings", None)
-        count = max(self.adapters[name].config.num_tokens for name, _ in selection.groups)  # type: ignore[union-attr]
-        if isinstance(window, int) and length + count > window:  # type: ignore[operator]
+        adapters: list[Any] = [self.adapters[name] for name, _ in selection.groups]
+        count = max(adapter.config.num_tokens for adapter in adapters)
+        if isinstance(window, int) and length + count > window:
             raise ArgumentValueError(
                 f"input_ids must fit the model's window of {window} together with {count} prompts, got length {length}"
             )

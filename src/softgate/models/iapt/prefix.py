@@ -63,14 +63,13 @@ def _prefixed_layer() -> type:
             self.prefix_length, self.visible = prefix.prefix_length, prefix.visible
 
         def get_seq_length(self) -> int:
-            tokens: int = self.keys.shape[-2] - self.prefix_length if self.is_initialized else 0
-            return tokens
+            return 0 if self.keys is None else self.keys.shape[-2] - self.prefix_length
 
         def reset(self) -> None:
             super().reset()
             self.prefix_length, self.visible = 0, None
 
-        def reorder_cache(self, beam_idx: Tensor) -> None:
+        def reorder_cache(self, beam_idx: Any) -> None:
             super().reorder_cache(beam_idx)
             if self.visible is not None:
                 self.visible = self.visible.index_select(0, beam_idx.to(self.visible.device))
@@ -93,14 +92,17 @@ def is_prefixed(cache: Any) -> bool:
     return any(getattr(layer, "prefix_length", 0) for layer in getattr(cache, "layers", ()))
 
 
-@functools.cache
-def parameter_names(kind: type) -> tuple[str, ...]:
+def parameter_names(kind: Any) -> tuple[str, ...]:
     """Names of what the forward of a layer class takes, without ``self``."""
-    return tuple(inspect.signature(kind.forward).parameters)[1:]  # type: ignore[attr-defined]
+    return _parameter_names(kind)
 
 
 @functools.cache
-def cache_name(kind: type) -> str:
+def _parameter_names(kind: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(kind.forward).parameters)[1:]
+
+
+def cache_name(kind: Any) -> str:
     """What a layer class calls its cache; empty if it takes none."""
     known = [name for name in ("past_key_values", "layer_past") if name in parameter_names(kind)]
     return known[0] if known else ""
