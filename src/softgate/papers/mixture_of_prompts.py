@@ -164,7 +164,7 @@ PAPER = Paper(
         "with captions that leave out the style in 40 % and the colour in 30 % of the cases.",
         "The 60 classes are split into 30 base classes, with one shot in each of the four hard styles, and 30 new; "
         "test images have the four hard styles. Every style has a group of two templates.",
-        "A CLIP stopped after 200 updates is under-trained on purpose: after 700 even the hard templates leave little to "
+        "A CLIP stopped after 200 updates is under-trained on purpose: after 700 the hard templates leave little to "
         "gain. The harmonic mean there is shown, and no sign of it is required.",
         "The gating target gets no gradient here; in the authors' code its image features do, which matters only where "
         "layer norms of the image encoder are trained. Prompts end in a full stop in all passes.",
