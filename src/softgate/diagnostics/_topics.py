@@ -21,7 +21,7 @@ _TEXTS: dict[str, tuple[str, str, str, str, str]] = {
         "attention sink",
         "heads that have nothing to do park their weight on one token, mostly the first; massive activations and "
         "trouble with quantisation and longer contexts go with it",
-        "0.047 to 0.05 with gates, 0.467 without (mean over layers and heads); equal weights give the share named "
+        "0.048 with gates, 0.467 without (mean over layers and heads); equal weights give the share named "
         "as uniform",
         "Gated Attention, arXiv 2505.06708, Table 4",
         _GATES,
