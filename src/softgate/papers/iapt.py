@@ -43,7 +43,7 @@ _SMOKE = Scale(
     cells=(_cell("methods", _SMALL, 400, 1, rational=_IAPT, static_same=_static(34)),),
     minutes=1.0,
     note="8 operations on 3 digits, a Llama of 2 layers and width 64, one seed; static prompts with as many "
-    "parameters only, and no LoRA.",
+    "parameters only, and no LoRA. 0.5 is asked instead of 0.8, which one seed of this size passes only just.",
 )
 _LAPTOP = Scale(
     cells=(
@@ -155,7 +155,9 @@ PAPER = Paper(
         "are not rotated and count no position) and the meaning of sharing are this project's.",
         "Without pretrained weights the backbone is a small Llama that learns operations on digits and is frozen; "
         "downstream the operations have new words with random, frozen embeddings. Embeddings start from N(0, 1), the "
-        "scale at which words differ in the residual stream that the generators read.",
+        "scale at which words differ in the residual stream that the generators read: with the model's own default "
+        "(standard deviation 0.02) IAPT reached 0.03 in the smoke task, where LoRA reached 1.0. N(0, 1) was chosen "
+        "after that run.",
         "Rational coefficients are trained jointly with the rest; the paper's alternating training is the method "
         "bilevel at paper scale.",
         "Accuracy is exact match of the teacher-forced arg-max on 1000 new prompts, which is that of greedy decoding. "
