@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -23,8 +25,9 @@ def test_the_readme_examples_run(tmp_path):
     assert "normalizers.softmax" in result.stdout
 
 
-def test_the_example_of_the_losses_runs(tmp_path):
-    result = run("\n".join(blocks("docs/losses.md")), cwd=tmp_path)
+@pytest.mark.parametrize("room", ["losses", "routing", "policy"])
+def test_the_example_of_the_room_runs(room, tmp_path):
+    result = run("\n".join(blocks(f"docs/{room}.md")), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
