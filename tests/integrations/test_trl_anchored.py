@@ -11,12 +11,12 @@ import torch
 
 pytest.importorskip("trl")
 
-import tiny_trl
 from trl import DPOConfig, DPOTrainer
 
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError
 from softgate.integrations.trl.anchored_pairs import AnchoredDPOTrainer
 from softgate.integrations.trl.listwise import ADPOTrainer, ListwiseObjective
+from softgate.lab import tiny_grpo
 from softgate.policy import AdaptiveTau, ADPOLoss, adpo_loss, robust_dpo_loss
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the trainers warn about is not ours
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # what the trainers warn abou
 def pairs(rows: int = 16) -> Any:
     from datasets import Dataset
 
-    words = tiny_trl.WORDS[2:]
+    words = tiny_grpo.WORDS[2:]
     return Dataset.from_dict({
         "prompt": [f"{words[i % 8]} {words[(3 * i) % 8]}" for i in range(rows)],
         "chosen": [" a" * (1 + i % 3) for i in range(rows)],
@@ -43,10 +43,10 @@ def dpo_config(folder: Path, **options: Any) -> Any:
 
 
 def dpo_trainer(kind: type, args: Any, **options: Any) -> Any:
-    model = tiny_trl.model()
+    model = tiny_grpo.model()
     return kind(
         model=model, ref_model=copy.deepcopy(model), args=args, train_dataset=pairs(),
-        processing_class=tiny_trl.tokenizer(), **options,
+        processing_class=tiny_grpo.tokenizer(), **options,
     )  # fmt: skip
 
 
@@ -54,8 +54,8 @@ def test_two_candidates_are_dpo(tmp_path: Path) -> None:
     theirs, ours = (dpo_trainer(kind, dpo_config(tmp_path)) for kind in (DPOTrainer, AnchoredDPOTrainer))
     for trainer in (theirs, ours):
         trainer.train()
-    assert tiny_trl.losses(ours) == pytest.approx(tiny_trl.losses(theirs), abs=1e-6)
-    assert tiny_trl.losses(ours)[-1] < tiny_trl.losses(ours)[0]
+    assert tiny_grpo.losses(ours) == pytest.approx(tiny_grpo.losses(theirs), abs=1e-6)
+    assert tiny_grpo.losses(ours)[-1] < tiny_grpo.losses(ours)[0]
     for expected, found in zip(theirs.model.parameters(), ours.model.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
     logs = [next(e for e in reversed(t.state.log_history) if "rewards/margins" in e) for t in (theirs, ours)]
@@ -134,10 +134,10 @@ def test_lists_of_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         return loss
 
     monkeypatch.setattr(ADPOLoss, "forward", watched)
-    args = tiny_trl.config(tmp_path, per_device_train_batch_size=8, max_steps=3)
+    args = tiny_grpo.config(tmp_path, per_device_train_batch_size=8, max_steps=3)
     objective = ADPOLoss(beta=0.5, adaptive=AdaptiveTau(tau=0.8))
-    trainer = tiny_trl.train(ADPOTrainer, args, objective=objective)
-    assert len(seen) == 3 and trainer.policy_loss.vocabulary == len(tiny_trl.WORDS)
+    trainer = tiny_grpo.train(ADPOTrainer, args, objective=objective)
+    assert len(seen) == 3 and trainer.policy_loss.vocabulary == len(tiny_grpo.WORDS)
     loss, logp, old, advantages, groups, mask, entropy = seen[0]
     assert 0 < float(entropy.mean()) < 1
     assert advantages.view(2, 4).sum(1).abs().max() < 1e-4 and (groups.view(2, 4) == groups.view(2, 4)[:, :1]).all()
@@ -152,9 +152,9 @@ def test_what_the_list_trainer_refuses(tmp_path: Path) -> None:
         ListwiseObjective(adpo_loss, 8)  # type: ignore[arg-type]
     with pytest.raises(ArgumentValueError, match="reduction"):
         ListwiseObjective(ADPOLoss(reduction="sum"), 8)
-    args = tiny_trl.config(tmp_path, per_device_train_batch_size=2)
+    args = tiny_grpo.config(tmp_path, per_device_train_batch_size=2)
     with pytest.raises(ArgumentValueError, match="per_device_train_batch_size"):
-        tiny_trl.train(ADPOTrainer, args)
+        tiny_grpo.train(ADPOTrainer, args)
     logp = torch.zeros(4, 3)
     with pytest.raises(StateError, match="score"):
         ListwiseObjective(ADPOLoss(), 8)(logp, logp, logp, torch.ones(4, 3), group_id=torch.zeros(4, dtype=torch.long))
@@ -165,8 +165,8 @@ def test_the_paper_scale_trains(tmp_path: Path) -> None:
     from softgate.lab.preference_llm import measure_llm
     from softgate.papers.adpo import PAPER
 
-    tiny_trl.model().save_pretrained(tmp_path / "model")
-    tiny_trl.tokenizer().save_pretrained(tmp_path / "model")
+    tiny_grpo.model().save_pretrained(tmp_path / "model")
+    tiny_grpo.tokenizer().save_pretrained(tmp_path / "model")
     data = tmp_path / "questions.jsonl"
     data.write_text("".join(f'{{"question": "a b {i}", "answer": "#### {i}"}}\n' for i in range(8)))
     small = {"model": str(tmp_path / "model"), "data": str(data), "answers": 4, "tokens": 4, "batch": 4,

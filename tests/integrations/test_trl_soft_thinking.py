@@ -10,23 +10,22 @@ import torch
 
 pytest.importorskip("trl")
 
-import tiny_trl
-
 from softgate.errors import ArgumentTypeError, ArgumentValueError
 from softgate.integrations.trl.soft_thinking import SoftThinkingGRPOTrainer
+from softgate.lab import tiny_grpo
 from softgate.policy import SoftSampling, SoftToken
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the trainers warn about is not ours
 
-END_THINK = tiny_trl.WORDS.index("h")
+END_THINK = tiny_grpo.WORDS.index("h")
 THINK: dict[str, Any] = {"end_think_id": END_THINK, "max_think": 3}
 
 
 @pytest.fixture(scope="module")
 def trainer(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A trainer after its run."""
-    config = tiny_trl.config(tmp_path_factory.mktemp("run"), max_steps=4, max_completion_length=7)
-    return tiny_trl.train(SoftThinkingGRPOTrainer, config, **THINK)
+    config = tiny_grpo.config(tmp_path_factory.mktemp("run"), max_steps=4, max_completion_length=7)
+    return tiny_grpo.train(SoftThinkingGRPOTrainer, config, **THINK)
 
 
 def test_rows_keep_their_soft_tokens_when_they_are_shuffled(trainer: Any) -> None:
@@ -46,11 +45,11 @@ def test_rows_keep_their_soft_tokens_when_they_are_shuffled(trainer: Any) -> Non
 
 
 def test_it_trains_on_the_rewards(trainer: Any) -> None:
-    losses = tiny_trl.losses(trainer)
+    losses = tiny_grpo.losses(trainer)
     assert len(losses) == 4 and any(loss != 0 for loss in losses)
     logged = [entry["softgate/thoughts"] for entry in trainer.state.log_history if "softgate/thoughts" in entry]
     assert logged and all(0 <= value <= 3 for value in logged)
-    start = tiny_trl.model()
+    start = tiny_grpo.model()
     moved = [
         float((a - b).abs().max().detach())
         for a, b in zip(trainer.model.parameters(), start.parameters(), strict=True)
@@ -72,11 +71,11 @@ def test_it_trains_on_the_rewards(trainer: Any) -> None:
 def test_settings_that_do_not_go_together(
     settings: dict[str, Any], options: dict[str, Any], word: str, tmp_path: Path
 ) -> None:
-    config = tiny_trl.config(tmp_path, max_completion_length=7, **settings)
+    config = tiny_grpo.config(tmp_path, max_completion_length=7, **settings)
     with pytest.raises(ArgumentValueError, match=word):
-        tiny_trl.train(SoftThinkingGRPOTrainer, config, **{**THINK, **options})
+        tiny_grpo.train(SoftThinkingGRPOTrainer, config, **{**THINK, **options})
 
 
 def test_a_wrong_type_of_sampling(tmp_path: Path) -> None:
     with pytest.raises(ArgumentTypeError, match="sampling"):
-        tiny_trl.train(SoftThinkingGRPOTrainer, tiny_trl.config(tmp_path), **THINK, sampling={"k": 3})
+        tiny_grpo.train(SoftThinkingGRPOTrainer, tiny_grpo.config(tmp_path), **THINK, sampling={"k": 3})

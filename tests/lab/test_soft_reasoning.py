@@ -25,14 +25,14 @@ def test_the_last_box_counts() -> None:
 def test_training_and_evaluation_run_through(thoughts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("trl")
     datasets = pytest.importorskip("datasets")
-    import tiny_trl
+    from softgate.lab import tiny_grpo
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
-    tokenizer = tiny_trl.tokenizer()
+    tokenizer = tiny_grpo.tokenizer()
     tokenizer.chat_template = "{{ messages[0]['content'] }} e"
     tokenizer.save_pretrained(tmp_path / "model")
-    tiny_trl.model().save_pretrained(tmp_path / "model")
+    tiny_grpo.model().save_pretrained(tmp_path / "model")
     (tmp_path / "data").mkdir()
     rows = [{"problem": f"a {word}", "answer": "1"} for word in "bcde"]
     (tmp_path / "data" / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
