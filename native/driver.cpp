@@ -12,8 +12,6 @@
 namespace softgate {
 namespace {
 
-constexpr Index kGrain = 65536;  // elements that are worth waking another thread for
-
 int useful_threads(int wanted, Index elements) {
     return int(std::max<Index>(1, std::min<Index>(wanted, elements / kGrain)));
 }

@@ -1,18 +1,11 @@
 #include "experts_module.hpp"
 
+#include "address.hpp"
 #include "experts.hpp"
 
 namespace nb = nanobind;
 
 namespace softgate {
-namespace {
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
 
 void bind_experts(nb::module_& m) {
     m.def(

@@ -1,18 +1,11 @@
 #include "vocabulary_module.hpp"
 
+#include "address.hpp"
 #include "vocabulary.hpp"
 
 namespace nb = nanobind;
 
 namespace softgate {
-namespace {
-
-template <class T>
-T* pointer(std::uintptr_t address) {
-    return reinterpret_cast<T*>(address);
-}
-
-}  // namespace
 
 void bind_vocabulary(nb::module_& m) {
     // numbers: (4, rows) float64, statistics of scan and hinge; coefficients: (3, rows), top, scale and constant.

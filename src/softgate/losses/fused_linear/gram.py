@@ -44,32 +44,20 @@ def z_loss_rows(
 ) -> Tensor:
     """Z-loss of every row, 0 where ``keep`` is False, in the wide dtype."""
     with without_autocast(x_ND):  # a variance taken from sums of squares does not survive products in 16 bits
-        return _rows(x_ND, weight_VD, y_N, keep_N, bias_V, class_weight_V, settings)
-
-
-def _rows(
-    x_ND: Tensor,
-    weight_VD: Tensor,
-    y_N: Tensor,
-    keep_N: Tensor,
-    bias_V: Tensor | None,
-    class_weight_V: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    dtype = settings.wide(torch.promote_types(x_ND.dtype, weight_VD.dtype))
-    x_ND, w_VD = torch.where(keep_N[:, None], x_ND, 0.0).to(dtype), weight_VD.to(dtype)
-    y_N = torch.where(keep_N, y_N, 0)
-    a_N = (w_VD[y_N] * x_ND).sum(1)
-    q_N = ((x_ND @ (w_VD.t() @ w_VD)) * x_ND).sum(1)
-    s_N = x_ND @ w_VD.sum(0)
-    if bias_V is not None:
-        b_V = bias_V.to(dtype)
-        a_N = a_N + b_V[y_N]
-        q_N = q_N + 2.0 * (x_ND @ (w_VD.t() @ b_V)) + b_V.square().sum()
-        s_N = s_N + b_V.sum()
-    # dividing all logits by T changes nothing but the weight of eps
-    eps = EPS * settings.temperature
-    rows_N = z_loss_from_stats(a_N, q_N, s_N, weight_VD.shape[0], reduction="none", eps=eps)
-    if class_weight_V is not None:
-        rows_N = rows_N * class_weight_V.to(dtype)[y_N]
-    return torch.where(keep_N, rows_N, 0.0)
+        dtype = settings.wide(torch.promote_types(x_ND.dtype, weight_VD.dtype))
+        x_ND, w_VD = torch.where(keep_N[:, None], x_ND, 0.0).to(dtype), weight_VD.to(dtype)
+        y_N = torch.where(keep_N, y_N, 0)
+        a_N = (w_VD[y_N] * x_ND).sum(1)
+        q_N = ((x_ND @ (w_VD.t() @ w_VD)) * x_ND).sum(1)
+        s_N = x_ND @ w_VD.sum(0)
+        if bias_V is not None:
+            b_V = bias_V.to(dtype)
+            a_N = a_N + b_V[y_N]
+            q_N = q_N + 2.0 * (x_ND @ (w_VD.t() @ b_V)) + b_V.square().sum()
+            s_N = s_N + b_V.sum()
+        # dividing all logits by T changes nothing but the weight of eps
+        eps = EPS * settings.temperature
+        rows_N = z_loss_from_stats(a_N, q_N, s_N, weight_VD.shape[0], reduction="none", eps=eps)
+        if class_weight_V is not None:
+            rows_N = rows_N * class_weight_V.to(dtype)[y_N]
+        return torch.where(keep_N, rows_N, 0.0)
