@@ -29,8 +29,13 @@ def nanoseconds(timing: Timing, elements: int) -> float:
     return 1e9 * timing.best / elements
 
 
-def peak_bytes(step: Callable[[], object]) -> int:
-    """Highest sum of live allocations of torch while ``step`` runs."""
+def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
+    """Highest sum of live allocations of torch while ``step`` runs, beyond what was there before."""
+    if device == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
     events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -1,11 +1,12 @@
 """Attention functions against torch's scaled_dot_product_attention and the eager T × T composite.
 
     python benchmarks/attention.py [SECTION …] [--lengths 512 2048 8192] [--turns N] [--threads N] [--out DIR]
+    python benchmarks/attention.py [SECTION …] --device cuda [--dtype bfloat16] [--batch 4] [--heads 16] [--width 128]
 
-float32, 8 heads of 64 features, candidates in turns, medians; fewer turns where a run takes seconds, so that all
-sections together take about eight minutes. ``limit`` is the time of the matrix products alone at the rate of a large
-product measured in the same turns: no attention on this machine can be faster. Figures go to
-DIR/benchmark-attention.json.
+float32, one sequence, 8 heads of 64 features, candidates in turns, medians; fewer turns where a run takes seconds, so
+that all sections together take about eight minutes. ``limit`` is the time of the matrix products alone at the rate of a
+large product measured in the same turns: no attention on this machine can be faster. Figures go to
+DIR/benchmark-attention.json, those of a GPU to DIR/benchmark-attention-cuda.json.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ from softgate.lab.timing import Timing, interleaved, load_per_core
 from softgate.registry import record_of
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-HEADS, WIDTH, LANDMARKS = 8, 64, 49
+LANDMARKS = 49
 #: The eager composites hold several T × T matrices per head; beyond this they no longer fit beside each other.
 LONGEST_EAGER = 2048
-#: From this length on a run of any method takes seconds: one or two turns tell as much as many short ones.
+#: From this length on a run of any method takes seconds on a CPU: one or two turns tell as much as many short ones.
 LONG = 8192
 #: Turns of the composites, which are several times slower than what they are beside.
 EAGER_TURNS = 2
@@ -73,25 +74,30 @@ def adapted(name: str, function: Attention, fixed: Mapping[str, Any]) -> Attenti
     return lambda q, k, v, gate, **options: function(q, k, v, **fixed, **options)
 
 
-def inputs(length: int, training: bool) -> list[Tensor]:
+def draw(options: argparse.Namespace, *shape: int) -> Tensor:
+    """Random numbers where, and as what, the attention computes."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(options.device, options.dtype)
+
+
+def inputs(options: argparse.Namespace, length: int, training: bool) -> list[Tensor]:
     """q, k, v and a headwise gate as projections give them: (B, T, H, D) transposed."""
-    generator = torch.Generator().manual_seed(0)
-    return [
-        torch.randn(1, length, HEADS, width, generator=generator).transpose(1, 2).requires_grad_(training)
-        for width in (WIDTH, WIDTH, WIDTH, 1)
-    ]
+    both = draw(options, 3, options.batch, length, options.heads, options.width)
+    gate = draw(options, options.batch, length, options.heads, 1)
+    return [x.transpose(1, 2).requires_grad_(training) for x in (*both.unbind(), gate)]
 
 
-def product(size: int = 1024) -> tuple[Callable[[], object], float]:
+def product(options: argparse.Namespace) -> tuple[Callable[[], object], float]:
     """A matrix product large enough to run at the machine's rate, and its floating-point operations."""
-    a, b, out = torch.randn(size, size), torch.randn(size, size), torch.empty(size, size)
+    size = 1024 if options.device == "cpu" else 8192
+    a, b = draw(options, 2, size, size).unbind()
+    out = torch.empty_like(a)
     return lambda: torch.mm(a, b, out=out), 2.0 * size**3
 
 
-def operations(length: int, causal: bool, products: int) -> float:
+def operations(options: argparse.Namespace, length: int, causal: bool, products: int) -> float:
     """Floating-point operations of ``products`` T × T × D matrix products over all heads."""
     pairs = length * (length + 1) / 2 if causal else length**2
-    return 2.0 * products * HEADS * WIDTH * pairs
+    return 2.0 * products * options.batch * options.heads * options.width * pairs
 
 
 def call(function: Attention, tensors: list[Tensor], causal: bool, upstream: Tensor | None) -> Callable[[], object]:
@@ -113,33 +119,30 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor, **options: Any) -> Tenso
 def compare(options: argparse.Namespace, training: bool) -> list[dict[str, Any]]:
     rows = []
     for length in options.lengths:
-        turns = options.turns if length < LONG else (1 if training else 2)
+        long = length >= LONG and options.device == "cpu"
+        turns = options.turns if not long else (1 if training else 2)
         for causal in (False, True):
-            tensors = inputs(length, training)
-            upstream = torch.randn(1, length, HEADS, WIDTH).transpose(1, 2) if training else None
-            gemm, gemm_operations = product()
-            names = [name for name in methods(length) if name != "lssa" or not training or length < LONG]
+            tensors = inputs(options, length, training)
+            upstream = torch.randn_like(tensors[0]) if training else None
+            gemm, gemm_operations = product(options)
+            names = [name for name in methods(length) if name != "lssa" or not (training and long)]
             candidates = {"sdpa": call(sdpa, tensors, causal, upstream), "gemm": gemm}
             candidates |= {name: call(methods(length)[name], tensors, causal, upstream) for name in names}
-            times = interleaved(candidates, turns=turns)
+            times = interleaved(candidates, turns=turns, device=options.device)
             if length <= LONGEST_EAGER:
                 composites = {f"{name} eager": call(eager(name, length), tensors, causal, upstream) for name in names}
-                times |= interleaved(composites, turns=EAGER_TURNS)
-            rate = gemm_operations / times["gemm"].median
-            rows += [_row(name, length, causal, training, times, rate) for name in names]
+                times |= interleaved(composites, turns=EAGER_TURNS, device=options.device)
+            # Queries and keys, weights and values; backward has the scores again and four more.
+            limit = operations(options, length, causal, 7 if training else 2) * times["gemm"].median / gemm_operations
+            rows += [_row(name, length, causal, times, limit) for name in names]
     title = "forward and backward" if training else "forward"
     table(f"{title}, milliseconds (medians)", list(rows[0]), [list(r.values()) for r in rows])
     return rows
 
 
-def _row(
-    name: str, length: int, causal: bool, training: bool, times: Mapping[str, Timing], rate: float
-) -> dict[str, Any]:
+def _row(name: str, length: int, causal: bool, times: Mapping[str, Timing], limit: float) -> dict[str, Any]:
     ours, peer = times[name].median, times["sdpa"].median
     composite = times[f"{name} eager"].median if f"{name} eager" in times else None
-    # Queries and keys, weights and values; backward has the scores again and four more.
-    products = 7 if training else 2
-    limit = operations(length, causal, products) / rate
     return {
         "op": name,
         "T": length,
@@ -167,9 +170,9 @@ def linear(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Methods that are linear in the length: how the time grows, and where they stand beside SDPA."""
     found = []
     for length in (1024, 4096, 16_384):
-        q, k, v, _ = inputs(length, training=False)
-        landmarks = torch.randn(1, HEADS, LANDMARKS, WIDTH) / WIDTH**0.25
-        scaled = (q / WIDTH**0.25).contiguous()
+        q, k, v, _ = inputs(options, length, training=False)
+        landmarks = draw(options, options.batch, options.heads, LANDMARKS, options.width) / options.width**0.25
+        scaled = (q / options.width**0.25).contiguous()
         candidates: dict[str, Callable[[], object]] = {
             "nala": lambda q=q, k=k, v=v: norm_aware_linear_attention(q, k, v),
             "nala causal": lambda q=q, k=k, v=v: norm_aware_linear_attention(q, k, v, is_causal=True),
@@ -180,8 +183,9 @@ def linear(options: argparse.Namespace) -> list[dict[str, Any]]:
         }
         peers = {name: candidates.pop(name) for name in ("sdpa", "sdpa causal")}
         with torch.no_grad():
-            times = interleaved(candidates, turns=options.turns)
-            times |= interleaved(peers, turns=options.turns if length < LONG else 1)
+            times = interleaved(candidates, turns=options.turns, device=options.device)
+            peer_turns = options.turns if length < LONG or options.device != "cpu" else 1
+            times |= interleaved(peers, turns=peer_turns, device=options.device)
         found += [{"op": name, "T": length, "ms": 1e3 * t.median} for name, t in times.items()]
     at = {(row["op"], row["T"]): row["ms"] for row in found}
     for row in found:
@@ -196,14 +200,15 @@ def memory(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Most memory allocated at a time by one forward and backward pass, beside one T × T matrix of scores."""
     found = []
     for length in (2048, 4096):
-        tensors = inputs(length, training=True)
-        upstream = torch.randn(1, length, HEADS, WIDTH).transpose(1, 2)
-        scores = HEADS * length**2 * 4 / 2**20
+        tensors = inputs(options, length, training=True)
+        upstream = torch.randn_like(tensors[0])
+        scores = options.batch * options.heads * length**2 * 4 / 2**20
         for name, function in {"sdpa": sdpa, **methods(length)}.items():
-            mib = peak_bytes(call(function, tensors, True, upstream)) / 2**20
+            mib = peak_bytes(call(function, tensors, True, upstream), options.device) / 2**20
             row = {"op": name, "T": length, "peak_MiB": mib, "all scores_MiB": scores}
             if name != "sdpa" and length <= LONGEST_EAGER:
-                row["eager_MiB"] = peak_bytes(call(eager(name, length), tensors, True, upstream)) / 2**20
+                composite = call(eager(name, length), tensors, True, upstream)
+                row["eager_MiB"] = peak_bytes(composite, options.device) / 2**20
             found.append({"eager_MiB": None, **row})
     table("peak memory, forward and backward, causal", list(found[0]), [list(r.values()) for r in found])
     return found
@@ -218,6 +223,11 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 2048, 8192])
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", type=lambda name: getattr(torch, name), default=torch.float32)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--width", type=int, default=64, help="features per head")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     unknown = set(options.sections) - set(SECTIONS)
@@ -227,8 +237,16 @@ def main() -> None:
     if load_per_core() > 0.5:
         CONSOLE.print(f"[yellow]load per core is {load_per_core():.2f}: times will be noisy[/]")
     for name in options.sections or SECTIONS:
-        suffix = "" if options.threads == 1 else f"_{options.threads}_threads"
-        write_record(options.out / "benchmark-attention.json", {name + suffix: SECTIONS[name](options)})
+        file, section = record_name(options, name)
+        write_record(options.out / file, {section: SECTIONS[name](options)})
+
+
+def record_name(options: argparse.Namespace, section: str) -> tuple[str, str]:
+    """The file of a section's figures, and their name in it."""
+    if options.device == "cuda":
+        kind = str(options.dtype).removeprefix("torch.")
+        return "benchmark-attention-cuda.json", f"{section}_{kind}_{options.batch}x{options.heads}x{options.width}"
+    return "benchmark-attention.json", section + ("" if options.threads == 1 else f"_{options.threads}_threads")
 
 
 if __name__ == "__main__":

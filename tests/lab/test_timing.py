@@ -15,7 +15,7 @@ def test_every_round_runs_every_candidate_and_no_candidate_keeps_its_predecessor
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls: list[str] = []
-    monkeypatch.setattr("softgate.lab.timing._repeats", lambda function: 1)
+    monkeypatch.setattr("softgate.lab.timing._repeats", lambda *about: 1)
     found = interleaved({name: lambda name=name: calls.append(name) for name in "abcd"}, turns=12, most=12)
     assert list(found) == list("abcd")
     rounds = [calls[i : i + 4] for i in range(0, len(calls), 4)]
@@ -27,8 +27,8 @@ def test_every_round_runs_every_candidate_and_no_candidate_keeps_its_predecessor
 
 def test_the_summary_is_of_the_turns_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = iter([5.0, 1.0, 4.0, 2.0, 3.0])
-    monkeypatch.setattr("softgate.lab.timing._repeats", lambda function: 1)
-    monkeypatch.setattr("softgate.lab.timing._measure", lambda function, repeats: next(taken))
+    monkeypatch.setattr("softgate.lab.timing._repeats", lambda *about: 1)
+    monkeypatch.setattr("softgate.lab.timing._measure", lambda *about, **clock: next(taken))
     found = interleaved({"only": lambda: None}, turns=5, most=5)["only"]
     assert (found.best, found.median, found.p20, found.p80, found.turns) == (1.0, 3.0, 2.0, 4.0, 5)
 

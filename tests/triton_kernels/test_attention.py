@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
     not (interpreting() or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
 )
 
+DEVICE = "cpu" if interpreting() else "cuda"
 GAMMA, ZETA = -0.05, 1.1
 BUDGET = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -150,9 +151,8 @@ def slopes(heads: int) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients(name: str) -> None:
     case = CASES[name]
-    device = "cpu" if interpreting() else "cuda"
     mask, allowed = masks_of(case)
-    tensors = {key: value.to(device).requires_grad_() for key, value in inputs(case).items()}
+    tensors = {key: value.to(DEVICE).requires_grad_() for key, value in inputs(case).items()}
     wide = {key: value.detach().cpu().double().requires_grad_() for key, value in tensors.items()}
     heads, _, queries = case.sizes[:3]
     counts = allowed.sum(-1).expand(1, heads, queries).float()
@@ -170,15 +170,15 @@ def test_outputs_and_gradients(name: str) -> None:
     options = {
         "gate": tensors.get("gate"),
         "head_bias": tensors.get("head_bias"),
-        "mask": None if mask is None else mask.to(device),
-        "slopes": slopes(heads).to(device) if case.alibi else None,
-        "counts": counts.to(device) if case.map == maps.LSSAR else None,
-        "offsets": (counts > 3).float().to(device) if case.map == maps.LSSAR else None,
+        "mask": None if mask is None else mask.to(DEVICE),
+        "slopes": slopes(heads).to(DEVICE) if case.alibi else None,
+        "counts": counts.to(DEVICE) if case.map == maps.LSSAR else None,
+        "offsets": (counts > 3).float().to(DEVICE) if case.map == maps.LSSAR else None,
     }
     out = attend(tensors["query"], tensors["key"], tensors["value"], call, **options)
     expected = dense(case, wide, mask, allowed)
     upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(4)).to(case.dtype)
-    got = torch.autograd.grad(out, list(tensors.values()), upstream.to(device))
+    got = torch.autograd.grad(out, list(tensors.values()), upstream.to(DEVICE))
     truth = torch.autograd.grad(expected, list(wide.values()), upstream.double())
 
     assert out.dtype is case.dtype
@@ -193,7 +193,7 @@ def test_outputs_and_gradients(name: str) -> None:
 
 def test_nan_stays_in_its_row() -> None:
     case = CASES["softmax"]
-    tensors = inputs(case)
+    tensors = {name: tensor.to(DEVICE) for name, tensor in inputs(case).items()}
     tensors["query"][0, 0, 7, 0] = float("nan")
     call = Call(maps.SOFTMAX, 0.3, None, 0, lambda *args: pytest.fail("not needed"))
     with warnings.catch_warnings():
@@ -204,7 +204,7 @@ def test_nan_stays_in_its_row() -> None:
 
 
 def test_second_derivatives_go_through_the_reference() -> None:
-    q = torch.randn(1, 1, 3, 4, requires_grad=True)
+    q = torch.randn(1, 1, 3, 4, device=DEVICE, requires_grad=True)
 
     def reference(query: Tensor, key: Tensor, value: Tensor, _gate: Any, _bias: Any) -> Tensor:
         return (query @ key.mT).sigmoid() @ value

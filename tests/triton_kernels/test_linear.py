@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(
     not (interpreting() or torch.cuda.is_available()), reason="needs a GPU or TRITON_INTERPRET=1"
 )
 
+DEVICE = "cpu" if interpreting() else "cuda"
 EPS = 1e-2
 
 
@@ -34,22 +35,21 @@ def floor(query: Tensor) -> Tensor:
 @pytest.mark.parametrize("length", [1, 16, 37])
 @pytest.mark.parametrize("groups", [1, 2])
 def test_outputs_and_gradients(dtype, budget, length, groups) -> None:
-    device = "cpu" if interpreting() else "cuda"
     generator = torch.Generator().manual_seed(0)
     shapes = ((1, 2, length, 20), (1, groups, length, 20), (1, groups, length, 12))
-    tensors = [torch.rand(s, generator=generator).to(dtype).to(device).requires_grad_() for s in shapes]
+    tensors = [torch.rand(s, generator=generator).to(dtype).to(DEVICE).requires_grad_() for s in shapes]
     wide = [x.detach().cpu().double().requires_grad_() for x in tensors]
     out = causal_linear_attention(*tensors, floor(tensors[0]), quadratic)
     expected = quadratic(*wide)
     upstream = torch.randn(out.shape, generator=generator)
-    got = torch.autograd.grad(out, tensors, upstream.to(device))
+    got = torch.autograd.grad(out, tensors, upstream.to(DEVICE))
     truth = torch.autograd.grad(expected, wide, upstream.double())
     for a, b in zip((out.detach(), *got), (expected.detach(), *truth), strict=True):
         assert float((a.cpu().double() - b).abs().max()) <= budget * max(float(b.abs().max()), 1.0)
 
 
 def test_second_derivatives_go_through_the_reference() -> None:
-    tensors = [torch.rand(1, 1, 5, 4, requires_grad=True) for _ in range(3)]
+    tensors = [torch.rand(1, 1, 5, 4, device=DEVICE, requires_grad=True) for _ in range(3)]
     (first,) = torch.autograd.grad(
         causal_linear_attention(*tensors, floor(tensors[0]), quadratic).sum(), tensors[0], create_graph=True
     )

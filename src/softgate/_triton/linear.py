@@ -10,7 +10,8 @@ and values,
     dφ(q_t) = Σ_{j≤t} φ(k_j) (v_j·g_t - c_t)
     dφ(k_j) = Σ_{t≥j} φ(q_t) (v_j·g_t - c_t),   dv_j = Σ_{t≥j} (φ(q_t)·φ(k_j)) g_t
 
-Only the O(T) arrays are kept; the states are computed anew.
+Only the O(T) arrays are kept; the states are computed anew. A sequence is cut into segments, whose first states are
+running sums of the segments' own products, so that all segments are worked on at once.
 """
 
 from __future__ import annotations
@@ -30,18 +31,20 @@ from softgate._triton.tiles import load, product, store
 
 @triton.jit
 def forward_kernel(
-    q_ptr, k_ptr, v_ptr, floor_ptr, out_ptr, den_ptr,
-    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV,
+    q_ptr, k_ptr, v_ptr, floor_ptr, state_ptr, sums_ptr, out_ptr, den_ptr,
+    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV, SEGMENT,
     WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Outputs (contiguous (B, H, T, Dv)) and denominators (B, H, T) of one head; ``floor`` is like the latter."""
+    """Outputs (contiguous (B, H, T, Dv)) and denominators (B, H, T) of a segment; ``floor`` is like the latter."""
     batch_head = tl.program_id(0).to(tl.int64)
     b, h = batch_head // H, batch_head % H
     group = h // (H // G)
     features, out_features, within = tl.arange(0, WIDTH_F), tl.arange(0, WIDTH_V), tl.arange(0, CHUNK)
-    state = tl.zeros([WIDTH_F, WIDTH_V], tl.float32)
-    sums = tl.zeros([WIDTH_F], tl.float32)
-    for first in range(0, T, CHUNK):
+    place = (b * G + group) * tl.num_programs(1) + tl.program_id(1)
+    state = load(state_ptr + place * F * DV, features, DV, out_features, 1, F, DV)
+    sums = tl.load(sums_ptr + place * F + features, mask=features < F, other=0.0)
+    begin = tl.program_id(1) * SEGMENT
+    for first in range(begin, tl.minimum(begin + SEGMENT, T), CHUNK):
         rows = first + within
         q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqf, T, F)
         k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F)
@@ -61,17 +64,20 @@ def forward_kernel(
 
 @triton.jit
 def queries_kernel(
-    k_ptr, v_ptr, grad_ptr, shift_ptr, dq_ptr, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV,
+    k_ptr, v_ptr, grad_ptr, shift_ptr, state_ptr, sums_ptr, dq_ptr, skb, skh, skt, skf, svb, svh, svt, svd,
+    H, G, T, F, DV, SEGMENT,
     WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradient of the query features of one head; ``grad`` is g, ``shift`` is c, both contiguous."""
+    """Gradient of the query features of a segment; ``grad`` is g, ``shift`` is c, both contiguous."""
     batch_head = tl.program_id(0).to(tl.int64)
     b, h = batch_head // H, batch_head % H
     group = h // (H // G)
     features, out_features, within = tl.arange(0, WIDTH_F), tl.arange(0, WIDTH_V), tl.arange(0, CHUNK)
-    state = tl.zeros([WIDTH_V, WIDTH_F], tl.float32)
-    sums = tl.zeros([WIDTH_F], tl.float32)
-    for first in range(0, T, CHUNK):
+    place = (b * G + group) * tl.num_programs(1) + tl.program_id(1)
+    state = load(state_ptr + place * F * DV, out_features, 1, features, DV, DV, F)
+    sums = tl.load(sums_ptr + place * F + features, mask=features < F, other=0.0)
+    begin = tl.program_id(1) * SEGMENT
+    for first in range(begin, tl.minimum(begin + SEGMENT, T), CHUNK):
         rows = first + within
         k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F)
         v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV)
@@ -87,20 +93,22 @@ def queries_kernel(
 
 @triton.jit
 def keys_values_kernel(
-    q_ptr, k_ptr, v_ptr, grad_ptr, shift_ptr, dk_ptr, dv_ptr,
-    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV,
+    q_ptr, k_ptr, v_ptr, grad_ptr, shift_ptr, state_ptr, sums_ptr, dk_ptr, dv_ptr,
+    sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV, SEGMENT,
     WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of key features and values as one query head sees them, from the last chunk to the first."""
+    """Gradients of a segment's key features and values as one query head sees them, from the last chunk on."""
     batch_head = tl.program_id(0).to(tl.int64)
     b, h = batch_head // H, batch_head % H
     group = h // (H // G)
     features, out_features, within = tl.arange(0, WIDTH_F), tl.arange(0, WIDTH_V), tl.arange(0, CHUNK)
-    state = tl.zeros([WIDTH_F, WIDTH_V], tl.float32)
-    sums = tl.zeros([WIDTH_F], tl.float32)
-    chunks = (T + CHUNK - 1) // CHUNK
+    place = batch_head * tl.num_programs(1) + tl.program_id(1)
+    state = load(state_ptr + place * F * DV, features, DV, out_features, 1, F, DV)
+    sums = tl.load(sums_ptr + place * F + features, mask=features < F, other=0.0)
+    begin = tl.program_id(1) * SEGMENT
+    chunks = (tl.minimum(SEGMENT, T - begin) + CHUNK - 1) // CHUNK
     for index in range(0, chunks):
-        rows = (chunks - 1 - index) * CHUNK + within
+        rows = begin + (chunks - 1 - index) * CHUNK + within
         q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqf, T, F).to(tl.float32)
         k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F).to(tl.float32)
         v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV).to(tl.float32)
@@ -144,10 +152,12 @@ class _CausalLinear(torch.autograd.Function):
         batch, heads, length = query.shape[:3]
         out = torch.empty((batch, heads, length, value.shape[3]), dtype=torch.float32, device=query.device)
         denominator = torch.empty((batch, heads, length), dtype=torch.float32, device=query.device)
-        forward_kernel[(batch * heads,)](
-            query, key, value, floor.float().contiguous(), out, denominator,
+        segment = _segment(query)
+        past = _sums_before(key, value, segment)
+        forward_kernel[(batch * heads, triton.cdiv(length, segment))](
+            query, key, value, floor.float().contiguous(), *past, out, denominator,
             *query.stride(), *key.stride(), *value.stride(),
-            heads, key.shape[1], length, query.shape[3], value.shape[3], **_constants(query, value),
+            heads, key.shape[1], length, query.shape[3], value.shape[3], segment, **_constants(query, value),
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, out, denominator)
         ctx.reference = reference
@@ -166,15 +176,47 @@ class _CausalLinear(torch.autograd.Function):
         dq = torch.empty((batch, heads, length, features), dtype=torch.float32, device=query.device)
         dk = torch.empty_like(dq)
         dv = torch.empty_like(out)
-        sizes = (heads, groups, length, features, width)
-        constants = _constants(query, value)
-        queries_kernel[(batch * heads,)](key, value, g, c, dq, *key.stride(), *value.stride(), *sizes, **constants)
-        keys_values_kernel[(batch * heads,)](
-            query, key, value, g, c, dk, dv, *query.stride(), *key.stride(), *value.stride(), *sizes, **constants
-        )
+        segment, constants = _segment(query), _constants(query, value)
+        grid, sizes = (batch * heads, triton.cdiv(length, segment)), (heads, groups, length, features, width, segment)
+        queries_kernel[grid](
+            key, value, g, c, *_sums_before(key, value, segment), dq, *key.stride(), *value.stride(), *sizes,
+            **constants,
+        )  # fmt: skip
+        keys_values_kernel[grid](
+            query, key, value, g, c, *_sums_after(query, g, c, segment), dk, dv, *query.stride(), *key.stride(),
+            *value.stride(), *sizes, **constants,
+        )  # fmt: skip
         if heads != groups:
             dk, dv = (x.unflatten(1, (groups, heads // groups)).sum(2) for x in (dk, dv))
         return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
+
+
+def _segment(query: Tensor) -> int:
+    """Positions of a segment: so many that its first state takes no more memory than a quarter of its features."""
+    return 32 if interpreting() else 4 * max(64, triton.next_power_of_2(query.shape[-1]))
+
+
+def _sums_before(key: Tensor, value: Tensor, segment: int) -> tuple[Tensor, Tensor]:
+    """S, (B, G, segments, F, Dv), and z, (B, G, segments, F), before each segment."""
+    k, v = _segments(key, segment), _segments(value, segment)
+    return _running(k.mT @ v), _running(k.sum(-2))
+
+
+def _sums_after(query: Tensor, g: Tensor, c: Tensor, segment: int) -> tuple[Tensor, Tensor]:
+    """Σ φ(q) gᵀ and Σ φ(q) c after each segment."""
+    q = _segments(query, segment)
+    sums = (q * _segments(c[..., None], segment)).sum(-2)
+    return tuple(_running(x.flip(2)).flip(2).contiguous() for x in (q.mT @ _segments(g, segment), sums))  # type: ignore[return-value]
+
+
+def _segments(x: Tensor, segment: int) -> Tensor:
+    """(B, H, T, F) as (B, H, segments, ``segment``, F) in float32, padded with zeros."""
+    return torch.nn.functional.pad(x.float(), (0, 0, 0, -x.shape[2] % segment)).unflatten(2, (-1, segment))
+
+
+def _running(x: Tensor) -> Tensor:
+    """Sum of all segments before each."""
+    return torch.cat((torch.zeros_like(x[:, :, :1]), x[:, :, :-1].cumsum(2)), 2)
 
 
 def _constants(query: Tensor, value: Tensor) -> dict[str, Any]:

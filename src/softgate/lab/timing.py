@@ -8,13 +8,14 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from softgate import native
 from softgate.errors import ArgumentValueError
 
-#: A turn is repeated inside one measurement until it takes about this long, in seconds.
-MEASURABLE = 2e-4
+#: A turn is repeated inside one measurement until it takes about this long, in seconds: waiting for a GPU costs more.
+MEASURABLE = {"cpu": 2e-4, "cuda": 2e-3}
 #: One run of a candidate that takes longer warms it up well enough; a second, to see how long it takes, is not needed.
 LONG = 1.0
 
@@ -43,7 +44,12 @@ class Timing:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, turns: int = 9, seconds: float = 0.0, most: int = 2000
+    candidates: Mapping[str, Callable[[], object]],
+    *,
+    turns: int = 9,
+    seconds: float = 0.0,
+    most: int = 2000,
+    device: str = "cpu",
 ) -> dict[str, Timing]:
     """Time ``candidates`` in turns, one after the other in every round, so that a disturbance meets them all.
 
@@ -56,6 +62,7 @@ def interleaved(
         turns: at least this many rounds.
         seconds: go on until this much time has passed.
         most: but take at most this many rounds.
+        device: ``"cpu"`` or ``"cuda"``, whose work is waited for at both ends of a turn.
 
     Returns:
         name -> :class:`Timing`.
@@ -63,7 +70,8 @@ def interleaved(
     if not candidates or turns < 1:
         raise ArgumentValueError("candidates must hold a function and turns be at least 1")
     names = list(candidates)
-    repeats = {name: _repeats(candidates[name]) for name in names}
+    measure = partial(_measure, clock=_clock(device))
+    repeats = {name: _repeats(candidates[name], measure, MEASURABLE[device]) for name in names}
     taken: dict[str, list[float]] = {name: [] for name in names}
     shuffle = random.Random(0)
     started = time.perf_counter()
@@ -72,7 +80,7 @@ def interleaved(
             break
         shuffle.shuffle(names)
         for name in names:
-            taken[name].append(_measure(candidates[name], repeats[name]))
+            taken[name].append(measure(candidates[name], repeats[name]))
     return {name: _summary(taken[name]) for name in candidates}
 
 
@@ -93,14 +101,7 @@ def step_seconds(step: Callable[[], object], *, turns: int, warm: int = 1, devic
     """
     if turns < 1 or warm < 0:
         raise ArgumentValueError(f"turns must be at least 1 and warm at least 0, got {turns} and {warm}")
-    clock = time.process_time
-    if device != "cpu":
-        import torch
-
-        def clock() -> float:
-            torch.cuda.synchronize()
-            return time.perf_counter()
-
+    clock = time.process_time if device == "cpu" else _clock(device)
     for _ in range(warm):
         step()
     taken = []
@@ -111,18 +112,33 @@ def step_seconds(step: Callable[[], object], *, turns: int, warm: int = 1, devic
     return _summary(taken)
 
 
-def _measure(function: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
+def _clock(device: str) -> Callable[[], float]:
+    """Wall-clock time, read when the device has done what it was given."""
+    if device == "cpu":
+        return time.perf_counter
+    import torch
+
+    def clock() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return clock
+
+
+def _measure(function: Callable[[], object], repeats: int, clock: Callable[[], float]) -> float:
+    start = clock()
     for _ in range(repeats):
         function()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
-def _repeats(function: Callable[[], object]) -> int:
-    if _measure(function, 1) >= LONG:
+def _repeats(
+    function: Callable[[], object], measure: Callable[[Callable[[], object], int], float], measurable: float
+) -> int:
+    if measure(function, 1) >= LONG:
         return 1
-    once = max(min(_measure(function, 1) for _ in range(2)), 1e-8)
-    return max(1, round(MEASURABLE / once))
+    once = max(min(measure(function, 1) for _ in range(2)), 1e-8)
+    return max(1, round(measurable / once))
 
 
 def _summary(values: list[float]) -> Timing:

@@ -38,6 +38,8 @@ What is checked, for every entry of the record's ``variants``:
     equals the reference in four dtypes on every family of inputs of its signature.
 ``gradient[dtype-inputs]``
     so do the gradients, in float32 (where kernels run) and bfloat16.
+``device[cuda-dtype-inputs]``
+    the same on a GPU, where there is one.
 ``gradcheck``, ``gradgradcheck``
     finite differences in float64, with forward mode and batched gradients.
 ``jvp``, ``jacrev_equals_jacfwd``, ``hessian``, ``double_backward``, ``vmap``, ``vmap_of_grad``

@@ -15,7 +15,7 @@ from softgate.testing.inputs import Maker, families_for
 from softgate.testing.report import Check, ConformanceError, describe
 from softgate.testing.subject import Call, Subject, tensors_of
 
-__all__ = ["agreement_checks", "check_gradients_within_budget", "gradients", "terms_of"]
+__all__ = ["agreement_checks", "check_gradients_within_budget", "gradients", "scale_of", "terms_of"]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -119,7 +119,7 @@ def gradients(run: Any, call: Call) -> list[Tensor]:
         return []
     generator = torch.Generator().manual_seed(1)
     # drawn in float64 from a fixed seed and kept on a coarse grid, so that every dtype weighs the outputs equally
-    seeds = [(torch.randint(-8, 9, t.shape, generator=generator) / 8).to(t.dtype) for t in outputs]
+    seeds = [(torch.randint(-8, 9, t.shape, generator=generator) / 8).to(t.dtype).to(t.device) for t in outputs]
     inputs = [args[index] for index in call.differentiable]
     found = torch.autograd.grad(outputs, inputs, seeds, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]

@@ -11,6 +11,7 @@ from typing import Any
 from softgate.registry import Method, record_of
 from softgate.testing.agreement import agreement_checks
 from softgate.testing.bad_calls import bad_call_checks
+from softgate.testing.devices import device_checks
 from softgate.testing.hygiene import hygiene_checks
 from softgate.testing.laws import law_checks
 from softgate.testing.report import Check, Report, fail
@@ -52,6 +53,7 @@ def _checks_of(record: Method, variant: str, examples: int) -> Iterator[Check]:
     if record.family == "custom" and record.samples is None:  # nothing to call it with
         return
     yield from agreement_checks(subject)
+    yield from device_checks(subject)
     yield from transform_checks(subject)
     yield from hygiene_checks(subject)
     yield from law_checks(subject, examples)

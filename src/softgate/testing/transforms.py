@@ -12,6 +12,7 @@ from torch import Tensor
 
 from softgate.testing.agreement import check_gradients_within_budget, gradients, terms_of
 from softgate.testing.budgets import check_within_budget, close
+from softgate.testing.devices import moved
 from softgate.testing.inputs import small_call
 from softgate.testing.report import Check, ConformanceError, fail
 from softgate.testing.subject import Call, Subject, tensors_of
@@ -292,7 +293,7 @@ def _check_export(subject: Subject) -> None:
 
 def _check_meta(subject: Subject) -> None:
     call = small_call(subject, torch.float32, "meta")
-    meta = Call(_moved(call.args, torch.device("meta")), _moved(dict(call.kwargs), torch.device("meta")))
+    meta = Call(moved(call.args, torch.device("meta")), moved(dict(call.kwargs), torch.device("meta")))
     _same_shapes("meta tensors", tensors_of(subject.run(meta)), tensors_of(subject.run(call)))
 
 
@@ -301,19 +302,9 @@ def _check_fake(subject: Subject) -> None:
 
     call = small_call(subject, torch.float32, "meta")
     with FakeTensorMode() as mode:
-        fake = Call(_moved(call.args, mode), _moved(dict(call.kwargs), mode))
+        fake = Call(moved(call.args, mode), moved(dict(call.kwargs), mode))
         found = tensors_of(subject.run(fake))
     _same_shapes("fake tensors", found, tensors_of(subject.run(call)))
-
-
-def _moved(value: Any, where: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(where) if isinstance(where, torch.device) else where.from_tensor(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_moved(item, where) for item in value)
-    if isinstance(value, dict):
-        return {key: _moved(item, where) for key, item in value.items()}
-    return value
 
 
 def _same_shapes(what: str, found: list[Tensor], expected: list[Tensor]) -> None:
