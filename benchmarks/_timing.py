@@ -32,9 +32,12 @@ def nanoseconds(timing: Timing, elements: int) -> float:
 def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
     """Highest sum of live allocations of torch while ``step`` runs, beyond what was there before."""
     if device == "cuda":
-        before = torch.cuda.memory_allocated()
+        step()  # workspaces of libraries, and compilation, are no memory of the step
+        torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         step()
+        torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from softgate.errors import ArgumentValueError
-from softgate.lab.timing import interleaved, step_seconds
+from softgate.lab.timing import MEASURABLE, interleaved, step_seconds
 
 
 def test_every_round_runs_every_candidate_and_no_candidate_keeps_its_predecessor(
@@ -39,3 +39,13 @@ def test_nothing_to_time_is_refused(candidates: dict, turns: int) -> None:
         interleaved(candidates, turns=turns)
     with pytest.raises(ArgumentValueError, match="turns"):
         step_seconds(lambda: None, turns=0)
+
+
+def test_a_turn_on_a_gpu_ends_when_the_gpu_has_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: events.append("finished"))
+    monkeypatch.setitem(MEASURABLE, "cuda", 0.0)
+    interleaved({"only": lambda: events.append("run")}, turns=2, most=2, device="cuda")
+    turns = [events[i : i + 3] for i in range(0, len(events), 3)]
+    assert len(turns) >= 4  # one or two to find out how long it takes, and two that count
+    assert all(turn == ["finished", "run", "finished"] for turn in turns)
