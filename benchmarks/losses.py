@@ -1,9 +1,9 @@
 """Losses of dense logits, forward and backward, against F.cross_entropy; StableMax also against the float64 original.
 
-    python benchmarks/losses.py [--seconds S] [--out DIR]
+    python benchmarks/losses.py [--seconds S] [--device cpu|cuda] [--out DIR]
 
-One thread, candidates in turns. Memory is the peak of what one forward and backward pass allocates. Figures go to
-DIR/benchmark-losses.json.
+One thread, candidates in turns, which on a GPU end with its work. Memory is the peak of what one forward and backward
+pass allocates. Figures go to DIR/benchmark-losses.json, those of a GPU to DIR/benchmark-losses-cuda.json.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from softgate.lab.timing import interleaved, load_per_core
 from softgate.losses import (
     collapse_free_cross_entropy,
     comp_sum_loss,
+    l2_svm_loss,
     spherical_softmax_loss,
     stablemax_cross_entropy,
     taylor_softmax_loss,
@@ -30,7 +31,10 @@ from softgate.losses import (
 )
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
-SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (64, 131_072))
+SHAPES = {
+    "cpu": ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (64, 131_072)),
+    "cuda": ((256, 10), (4096, 113), (8192, 1000), (8192, 32_000), (4096, 131_072)),
+}
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -50,7 +54,10 @@ CANDIDATES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-DENSE_SHAPES = ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (2048, 32_000))
+DENSE_SHAPES = {
+    "cpu": ((256, 10), (4096, 113), (1024, 1000), (512, 32_000), (2048, 32_000)),
+    "cuda": SHAPES["cuda"],
+}
 DENSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "cross_entropy": F.cross_entropy,
     "comp_sum tau 1": comp_sum_loss,
@@ -58,18 +65,27 @@ DENSE: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "z_loss": z_loss,
     "taylor_softmax": taylor_softmax_loss,
     "spherical_softmax": spherical_softmax_loss,
+    "l2_svm": l2_svm_loss,
 }
 
 
-def measure_dense(rows: int, classes: int, seconds: float) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(rows, classes, generator=generator)).requires_grad_()
-    labels = torch.randint(classes, (rows,), generator=generator)
+def steps_of(
+    losses: dict[str, Callable[[Tensor, Tensor], Tensor]], rows: int, classes: int, dtype: torch.dtype, device: str
+) -> dict[str, Callable[[], object]]:
+    """Forward and backward pass of every loss on the same logits."""
+    generator = torch.Generator(device).manual_seed(0)
+    logits = (3 * torch.randn(rows, classes, generator=generator, device=device)).to(dtype).requires_grad_()
+    labels = torch.randint(classes, (rows,), generator=generator, device=device)
 
     def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
         return lambda: torch.autograd.grad(loss(logits, labels), logits)
 
-    times = interleaved({name: step(loss) for name, loss in DENSE.items()}, turns=5, seconds=seconds, most=400)
+    return {name: step(loss) for name, loss in losses.items()}
+
+
+def measure_dense(rows: int, classes: int, seconds: float, device: str) -> dict[str, Any]:
+    steps = steps_of(DENSE, rows, classes, torch.float32, device)
+    times = interleaved(steps, turns=5, seconds=seconds, most=400, device=device)
     ms = {name: 1e3 * timing.median for name, timing in times.items()}
     return {
         "rows": rows,
@@ -81,17 +97,10 @@ def measure_dense(rows: int, classes: int, seconds: float) -> dict[str, Any]:
     }
 
 
-def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict[str, Any]:
-    generator = torch.Generator().manual_seed(0)
-    logits = (3 * torch.randn(rows, classes, generator=generator)).to(dtype).requires_grad_()
-    labels = torch.randint(classes, (rows,), generator=generator)
-
-    def step(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(loss(logits, labels), logits)
-
-    steps = {name: step(loss) for name, loss in CANDIDATES.items()}
-    times = interleaved(steps, turns=7, seconds=seconds, most=400)
-    memory = {name: peak_bytes(run) for name, run in steps.items()}
+def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float, device: str) -> dict[str, Any]:
+    steps = steps_of(CANDIDATES, rows, classes, dtype, device)
+    times = interleaved(steps, turns=7, seconds=seconds, most=400, device=device)
+    memory = {name: peak_bytes(run, device) for name, run in steps.items()}
     base, original = times["cross_entropy"], times["stablemax_float64"]
     return {
         "rows": rows,
@@ -110,20 +119,23 @@ def measure(rows: int, classes: int, dtype: torch.dtype, seconds: float) -> dict
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="per row of the table")
+    parser.add_argument("--device", choices=tuple(SHAPES), default="cpu")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    found = [measure(*shape, dtype, options.seconds) for dtype in DTYPES for shape in SHAPES]
+    device = options.device
+    found = [measure(*shape, dtype, options.seconds, device) for dtype in DTYPES for shape in SHAPES[device]]
     ratios = [name for name in found[0] if "/" in name or "over" in name]
     header = ["dtype", "rows", "classes", *CANDIDATES, *ratios]
     lines = [[f["dtype"], f["rows"], f["classes"], *f["ms"].values(), *(f[r] for r in ratios)] for f in found]
     table("forward + backward, ms (median)", header, lines)
     CONSOLE.print(f"load per core {load_per_core():.2f}")
-    dense = [measure_dense(*shape, options.seconds) for shape in DENSE_SHAPES]
+    dense = [measure_dense(*shape, options.seconds, device) for shape in DENSE_SHAPES[device]]
     names = list(dense[0]["over cross_entropy"])
     lines = [[f["rows"], f["classes"], f["ms"]["cross_entropy"], *f["over cross_entropy"].values()] for f in dense]
     table("forward + backward over F.cross_entropy", ["rows", "classes", "cross_entropy, ms", *names], lines)
-    write_record(options.out / "benchmark-losses.json", {"stablemax": found, "dense": dense})
+    suffix = "" if device == "cpu" else "-cuda"
+    write_record(options.out / f"benchmark-losses{suffix}.json", {"stablemax": found, "dense": dense})
 
 
 if __name__ == "__main__":

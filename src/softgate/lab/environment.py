@@ -19,7 +19,8 @@ import torch
 import softgate
 
 #: Optional packages whose version changes figures; read from metadata, never imported.
-PACKAGES = ("triton", "transformers", "accelerate", "timm", "trl", "peft", "scikit-learn", "pillow", "ray")
+PACKAGES = ("triton", "liger-kernel", "transformers", "accelerate", "timm", "trl", "peft", "scikit-learn", "pillow",
+            "ray")  # fmt: skip
 
 #: Instruction sets that numeric libraries dispatch on.
 _ISA_FLAGS = ("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "avx512_bf16",
