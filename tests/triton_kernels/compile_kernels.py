@@ -28,6 +28,8 @@ FLOAT32 = (
     "den",
     "floor",
     "grad",
+    "shift",
+    "state",
     "u",
     "z",
     "spread",
@@ -35,14 +37,10 @@ FLOAT32 = (
     "top",
     "constant",
     "scale",
-    "row",
-    "col",
-    "state",
-    "shift",
 )
 FLOATS = ("scale", "gamma", "zeta", "power", "softcap", "temperature", "even")
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
-ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, "FACTORS": True, **BLOCKS}
+ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
 SWEEP = {"SPREAD": 2, "CAPPED": True, "COMPRESSED": True, "BLOCK": 4096}
 LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "UPCAST": False}
 
@@ -60,7 +58,7 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, s
         elif name in FLOATS:
             kinds[name] = "fp32"
         else:
-            kinds[name] = "i64" if name[0] == "s" else "i32"  # strides
+            kinds[name] = "i64" if name[0] == "s" else "i32"
     return kinds
 
 

@@ -214,3 +214,10 @@ def test_second_derivatives_go_through_the_reference() -> None:
     (expected,) = torch.autograd.grad(reference(q, q.detach(), q.detach(), None, None).sum(), q, create_graph=True)
     second, truth = (torch.autograd.grad(g.square().sum(), q)[0] for g in (first, expected))
     torch.testing.assert_close(second, truth)
+
+
+def test_a_second_backward_pass_gives_the_same() -> None:
+    tensors = [x.to(DEVICE).requires_grad_() for x in inputs(CASES["softmax"]).values()]
+    out = attend(*tensors, Call(maps.SOFTMAX, 0.3, None, 0, lambda *args: pytest.fail("not needed")))
+    first, second = (torch.autograd.grad(out.sum(), tensors, retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,6 @@ class Call:
         gamma: lower end of the stretched weights of clipped softmax.
         zeta: their upper end.
         power: exponent of the reweighting.
-        directions: whether the factors of the scores contain the reciprocal lengths of queries and keys.
     """
 
     map: int
@@ -41,7 +40,6 @@ class Call:
     gamma: float = 0.0
     zeta: float = 1.0
     power: float = 1.0
-    directions: bool = False
 
     def constants(self, query: Tensor, value: Tensor) -> dict[str, Any]:
         """Compile-time arguments that all kernels share."""
@@ -75,7 +73,6 @@ def attend(
     slopes: Tensor | None = None,
     counts: Tensor | None = None,
     offsets: Tensor | None = None,
-    factors: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Attention by the kernels; gradients for query, key, value, gate and head_bias.
 
@@ -90,14 +87,11 @@ def attend(
         slopes: (H,) ALiBi slopes; sigmoid only.
         counts: (B, H, T) keys that each query may see; reweighted softplus only.
         offsets: (B, H, T) level subtracted before the power; reweighted softplus only.
-        factors: (B, H, T) and (B, G, S), what the scores of a query and of a key are multiplied by, or None. If
-            ``call.directions``, each is a constant over the length of its vector, and the gradient takes this into
-            account; otherwise they are constants.
 
     Returns:
         (B, H, T, Dv) in the dtype of ``query``.
     """
-    result: Tensor = _Attention.apply(query, key, value, gate, head_bias, mask, slopes, counts, offsets, factors, call)
+    result: Tensor = _Attention.apply(query, key, value, gate, head_bias, mask, slopes, counts, offsets, call)
     return result
 
 
@@ -114,7 +108,6 @@ class _Attention(torch.autograd.Function):
         slopes: Tensor | None,
         counts: Tensor | None,
         offsets: Tensor | None,
-        factors: tuple[Tensor, Tensor] | None,
         call: Call,
     ) -> Tensor:
         batch, heads, length = query.shape[:3]
@@ -127,37 +120,36 @@ class _Attention(torch.autograd.Function):
         forward[(triton.cdiv(length, constants["BLOCK_M"]), batch * heads)](
             query, key, value, out, *(_or(x, query) for x in (full_gate,)), masked[0],
             *(_or(x, query) for x in (_flat(head_bias), _flat(slopes), _flat(counts), _flat(offsets))),
-            *_pair(factors, query),
             _or(stats if len(stats) else None, query),
             *query.stride(), *key.stride(), *value.stride(), *out.stride(),
             *(full_gate.stride() if full_gate is not None else (0, 0, 0, 0)), *masked[1:5],
             *call.numbers(), heads, key.shape[1], length, key.shape[2], query.shape[3], value.shape[3],
             *call.window(), batch * heads * length,
-            MASK=masked[5], GATE=kind, BIAS=head_bias is not None, ALIBI=slopes is not None,
-            FACTORS=factors is not None, **constants,
+            MASK=masked[5], GATE=kind, BIAS=head_bias is not None, ALIBI=slopes is not None, **constants,
         )  # fmt: skip
-        ctx.save_for_backward(query, key, value, gate, head_bias, mask, slopes, out, stats, *(factors or ()))
+        ctx.save_for_backward(query, key, value, gate, head_bias, mask, slopes, out, stats)
         ctx.call = call
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, gate, head_bias, mask, slopes, out, stats, *factors = ctx.saved_tensors
+        query, key, value, gate, head_bias, mask, slopes, out, stats = ctx.saved_tensors
         inputs = (query, key, value, gate, head_bias)
         if torch.is_grad_enabled():  # create_graph=True: these kernels have no derivative of their own
             found = differentiable_gradients(ctx.call.reference, inputs, ctx.needs_input_grad[:5], grads[0])
-            return (*found, *6 * (None,))
+            return (*found, *5 * (None,))
         dout, dgate = grads[0], None
         products = dout.float() * out.float()
         if gate is not None:
             openness = torch.sigmoid(gate.float())
             dgate = (products.sum_to_size(gate.shape) * (1.0 - openness)).to(gate.dtype)
             dout = (dout.float() * openness).to(dout.dtype)
-        launch = _Backward(query, key, value, dout.contiguous(), head_bias, mask, slopes, factors, stats, ctx.call)
+        # A copy, completed in place: what forward kept must serve another backward pass (retain_graph=True).
+        launch = _Backward(query, key, value, dout.contiguous(), head_bias, mask, slopes, stats.clone(), ctx.call)
         launch.row_statistics(products.sum(-1))
         dq, dbias = launch.queries()
         dk, dv = launch.keys_and_values()
-        return dq, dk, dv, dgate, dbias, *6 * (None,)
+        return dq, dk, dv, dgate, dbias, *5 * (None,)
 
 
 class _Backward:
@@ -172,7 +164,6 @@ class _Backward:
         head_bias: Tensor | None,
         mask: Tensor | None,
         slopes: Tensor | None,
-        factors: Sequence[Tensor],
         stats: Tensor,
         call: Call,
     ) -> None:
@@ -190,7 +181,6 @@ class _Backward:
             masked[0],
             _or(_flat(head_bias), query),
             _or(_flat(slopes), query),
-            *_pair(factors, query),
             kept,
         )
         self.sizes = (
@@ -204,10 +194,7 @@ class _Backward:
             "MASK": masked[5],
             "BIAS": head_bias is not None,
             "ALIBI": slopes is not None,
-            "FACTORS": bool(factors),
         }
-        #: Lengths are taken out of a gradient before it is rounded: most of it may go.
-        self.wide = torch.float32 if call.directions else None
         self.by_rows = (triton.cdiv(length, self.constants["BLOCK_M"]), query.shape[0] * heads)
         self.by_cols = (triton.cdiv(key.shape[2], self.constants["BLOCK_N"]), key.shape[0] * key.shape[1])
 
@@ -224,7 +211,7 @@ class _Backward:
 
     def queries(self) -> tuple[Tensor, Tensor | None]:
         """Gradients of the queries and of the heads' biases."""
-        dq = torch.empty(self.query.shape, dtype=self.wide or self.query.dtype, device=self.query.device)
+        dq = torch.empty(self.query.shape, dtype=self.query.dtype, device=self.query.device)
         per_row = None
         if self.head_bias is not None:
             per_row = torch.empty(self.query.shape[:3], dtype=torch.float32, device=self.query.device)
@@ -232,23 +219,14 @@ class _Backward:
         dbias = None
         if per_row is not None and self.head_bias is not None:
             dbias = per_row.sum((0, 2)).to(self.head_bias.dtype)
-        return self._tangent(dq, self.query), dbias
+        return dq, dbias
 
     def keys_and_values(self) -> tuple[Tensor, Tensor]:
         """Gradients of keys and values."""
-        dk = torch.empty(self.key.shape, dtype=self.wide or self.key.dtype, device=self.key.device)
+        dk = torch.empty(self.key.shape, dtype=self.key.dtype, device=self.key.device)
         dv = torch.empty(self.value.shape, dtype=self.value.dtype, device=self.value.device)
         keys_and_values[self.by_cols](*self.tensors, dk, dv, *self.sizes, **self.constants)
-        return self._tangent(dk, self.key), dv
-
-    def _tangent(self, gradient: Tensor, vectors: Tensor) -> Tensor:
-        """``gradient`` without its part along the vectors, whose lengths the factors divide out."""
-        if not self.call.directions:
-            return gradient
-        x = vectors.float()
-        squares = (x * x).sum(-1, keepdim=True)
-        along = (gradient * x).sum(-1, keepdim=True) / torch.where(squares > 0.0, squares, 1.0)
-        return gradient.addcmul_(along, x, value=-1.0).to(vectors.dtype)
+        return dk, dv
 
 
 def _mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Any, ...]:
@@ -257,11 +235,6 @@ def _mask(mask: Tensor | None, query: Tensor, key: Tensor) -> tuple[Any, ...]:
 
 def _flat(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.float().contiguous()
-
-
-def _pair(factors: Sequence[Tensor] | None, stand_in: Tensor) -> Sequence[Tensor]:
-    """Both factors, or pointers that are not read."""
-    return tuple(x.contiguous() for x in factors) if factors else (stand_in, stand_in)
 
 
 def _or(tensor: Tensor | None, stand_in: Tensor) -> Tensor:

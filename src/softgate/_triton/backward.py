@@ -10,16 +10,16 @@ import triton
 import triton.language as tl
 
 from softgate._triton.maps import row_statistics, row_term, score_gradient, weights
-from softgate._triton.tiles import key_range, line_of, load, pair_scores, product, query_range, store
+from softgate._triton.tiles import key_range, load, pair_scores, product, query_range, store
 
 
 @triton.jit
 def row_sums(
-    q_ptr, k_ptr, v_ptr, dout_ptr, mask_ptr, bias_ptr, slope_ptr, row_ptr, col_ptr, stats_ptr, sums_ptr,
+    q_ptr, k_ptr, v_ptr, dout_ptr, mask_ptr, bias_ptr, slope_ptr, stats_ptr, sums_ptr,
     sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sdb, sdh, sdt, sdd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, COUNT: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, FACTORS: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The term of :func:`softgate._triton.maps.row_term` summed over each row."""
@@ -32,30 +32,29 @@ def row_sums(
     k_base, v_base = k_ptr + b * skb + group * skh, v_ptr + b * svb + group * svh
     row_base = batch_head.to(tl.int64) * T
     stats = row_statistics(stats_ptr + row_base, rows, T, stats_stride, COUNT)
-    sizes = (T, S, D, DV, LEFT, RIGHT)
-    line = line_of(
-        row_ptr, col_ptr, mask_ptr, bias_ptr, slope_ptr, scale, (smb, smh, smt, sms), b, h, group, G, H, rows, sizes,
-        BIAS, ALIBI, FACTORS,
-    )  # fmt: skip
-    loops = key_range(first_row, sizes, BLOCK_M, BLOCK_N)
+    shift = tl.load(bias_ptr + h) if BIAS else 0.0
+    slope = tl.load(slope_ptr + h) if ALIBI else 0.0
+    start, end = key_range(first_row, T, S, LEFT, RIGHT, BLOCK_M, BLOCK_N)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for part in tl.static_range(3):
-        for first_col in range(loops[2 * part], loops[2 * part + 1], BLOCK_N):
-            cols = first_col + tl.arange(0, BLOCK_N)
-            k = load(k_base, cols, sks, features, skd, S, D)
-            v = load(v_base, cols, svs, out_features, svd, S, DV)
-            s, allowed = pair_scores(q, k, rows, cols, line, sizes, part != 1, MASK, ALIBI, FACTORS, UPCAST)
-            total += row_term(s, allowed, product(dout, tl.trans(v), UPCAST), stats, gamma, zeta, power, MAP, POWER)
+    for first_col in range(start, end, BLOCK_N):
+        cols = first_col + tl.arange(0, BLOCK_N)
+        k = load(k_base, cols, sks, features, skd, S, D)
+        v = load(v_base, cols, svs, out_features, svd, S, DV)
+        s, allowed = pair_scores(
+            q, k, rows, cols, mask_ptr + b * smb + h * smh, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT,
+            MASK, ALIBI, UPCAST,
+        )  # fmt: skip
+        total += row_term(s, allowed, product(dout, tl.trans(v), UPCAST), stats, gamma, zeta, power, MAP, POWER)
     tl.store(sums_ptr + row_base + rows, total, mask=rows < T)
 
 
 @triton.jit
 def queries(
-    q_ptr, k_ptr, v_ptr, dout_ptr, mask_ptr, bias_ptr, slope_ptr, row_ptr, col_ptr, stats_ptr, dq_ptr, dbias_ptr,
+    q_ptr, k_ptr, v_ptr, dout_ptr, mask_ptr, bias_ptr, slope_ptr, stats_ptr, dq_ptr, dbias_ptr,
     sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sdb, sdh, sdt, sdd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, COUNT: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, FACTORS: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of BLOCK_M queries (contiguous (B, H, T, D)), and their share of the gradient of the head's bias."""
@@ -67,29 +66,23 @@ def queries(
     dout = load(dout_ptr + b * sdb + h * sdh, rows, sdt, out_features, sdd, T, DV)
     k_base, v_base = k_ptr + b * skb + group * skh, v_ptr + b * svb + group * svh
     stats = row_statistics(stats_ptr + batch_head.to(tl.int64) * T, rows, T, stats_stride, COUNT)
-    sizes = (T, S, D, DV, LEFT, RIGHT)
-    line = line_of(
-        row_ptr, col_ptr, mask_ptr, bias_ptr, slope_ptr, scale, (smb, smh, smt, sms), b, h, group, G, H, rows, sizes,
-        BIAS, ALIBI, FACTORS,
-    )  # fmt: skip
-    loops = key_range(first_row, sizes, BLOCK_M, BLOCK_N)
+    shift = tl.load(bias_ptr + h) if BIAS else 0.0
+    slope = tl.load(slope_ptr + h) if ALIBI else 0.0
+    start, end = key_range(first_row, T, S, LEFT, RIGHT, BLOCK_M, BLOCK_N)
     dq = tl.zeros([BLOCK_M, WIDTH_D], tl.float32)
     dbias = tl.zeros([BLOCK_M], tl.float32)
-    for part in tl.static_range(3):
-        for first_col in range(loops[2 * part], loops[2 * part + 1], BLOCK_N):
-            cols = first_col + tl.arange(0, BLOCK_N)
-            k = load(k_base, cols, sks, features, skd, S, D)
-            v = load(v_base, cols, svs, out_features, svd, S, DV)
-            s, allowed = pair_scores(q, k, rows, cols, line, sizes, part != 1, MASK, ALIBI, FACTORS, UPCAST)
-            dweights = product(dout, tl.trans(v), UPCAST)
-            ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER)
-            if BIAS:
-                dbias += tl.sum(ds, 1)
-            if FACTORS:
-                ds *= tl.load(line[7] + cols, mask=cols < S, other=0.0)[None, :]
-            dq += product(ds.to(k.dtype), k, UPCAST)
-    if FACTORS:
-        dq = dq * line[6][:, None]
+    for first_col in range(start, end, BLOCK_N):
+        cols = first_col + tl.arange(0, BLOCK_N)
+        k = load(k_base, cols, sks, features, skd, S, D)
+        v = load(v_base, cols, svs, out_features, svd, S, DV)
+        s, allowed = pair_scores(
+            q, k, rows, cols, mask_ptr + b * smb + h * smh, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT,
+            MASK, ALIBI, UPCAST,
+        )  # fmt: skip
+        dweights = product(dout, tl.trans(v), UPCAST)
+        ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER)
+        dq += product(ds.to(k.dtype), k, UPCAST)
+        dbias += tl.sum(ds, 1)
     if BIAS:
         tl.store(dbias_ptr + batch_head.to(tl.int64) * T + rows, dbias, mask=rows < T)
     store(dq_ptr + batch_head.to(tl.int64) * T * D, rows, D, features, 1, T, D, dq * scale)
@@ -97,11 +90,11 @@ def queries(
 
 @triton.jit
 def keys_and_values(
-    q_ptr, k_ptr, v_ptr, dout_ptr, mask_ptr, bias_ptr, slope_ptr, row_ptr, col_ptr, stats_ptr, dk_ptr, dv_ptr,
+    q_ptr, k_ptr, v_ptr, dout_ptr, mask_ptr, bias_ptr, slope_ptr, stats_ptr, dk_ptr, dv_ptr,
     sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sdb, sdh, sdt, sdd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, COUNT: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, FACTORS: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BLOCK_N keys and values (contiguous (B, G, S, ·)), summed over the group's query heads."""
@@ -110,32 +103,27 @@ def keys_and_values(
     cols, features, out_features = first_col + tl.arange(0, BLOCK_N), tl.arange(0, WIDTH_D), tl.arange(0, WIDTH_V)
     k = load(k_ptr + b * skb + group * skh, cols, sks, features, skd, S, D)
     v = load(v_ptr + b * svb + group * svh, cols, svs, out_features, svd, S, DV)
-    sizes = (T, S, D, DV, LEFT, RIGHT)
-    loops = query_range(first_col, sizes, BLOCK_M, BLOCK_N)
+    start, end = query_range(first_col, T, S, LEFT, RIGHT, BLOCK_M, BLOCK_N)
     dk = tl.zeros([BLOCK_N, WIDTH_D], tl.float32)
     dv = tl.zeros([BLOCK_N, WIDTH_V], tl.float32)
     for member in range(0, H // G):
         h = group * (H // G) + member
-        for part in tl.static_range(3):
-            for first_row in range(loops[2 * part], loops[2 * part + 1], BLOCK_M):
-                rows = first_row + tl.arange(0, BLOCK_M)
-                line = line_of(
-                    row_ptr, col_ptr, mask_ptr, bias_ptr, slope_ptr, scale, (smb, smh, smt, sms), b, h, group, G, H,
-                    rows, sizes, BIAS, ALIBI, FACTORS,
-                )  # fmt: skip
-                q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqd, T, D)
-                dout = load(dout_ptr + b * sdb + h * sdh, rows, sdt, out_features, sdd, T, DV)
-                stats = row_statistics(stats_ptr + (b * H + h) * T, rows, T, stats_stride, COUNT)
-                s, allowed = pair_scores(q, k, rows, cols, line, sizes, part != 1, MASK, ALIBI, FACTORS, UPCAST)
-                w = weights(s, allowed, stats, gamma, zeta, power, MAP, POWER)
-                dv += product(tl.trans(w).to(dout.dtype), dout, UPCAST)
-                dweights = product(dout, tl.trans(v), UPCAST)
-                ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER)
-                if FACTORS:
-                    ds = ds * line[6][:, None]
-                dk += product(tl.trans(ds).to(q.dtype), q, UPCAST)
-    if FACTORS:
-        dk = dk * tl.load(col_ptr + batch_group.to(tl.int64) * S + cols, mask=cols < S, other=0.0)[:, None]
+        shift = tl.load(bias_ptr + h) if BIAS else 0.0
+        slope = tl.load(slope_ptr + h) if ALIBI else 0.0
+        for first_row in range(start, end, BLOCK_M):
+            rows = first_row + tl.arange(0, BLOCK_M)
+            q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqd, T, D)
+            dout = load(dout_ptr + b * sdb + h * sdh, rows, sdt, out_features, sdd, T, DV)
+            stats = row_statistics(stats_ptr + (b * H + h) * T, rows, T, stats_stride, COUNT)
+            s, allowed = pair_scores(
+                q, k, rows, cols, mask_ptr + b * smb + h * smh, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT,
+                MASK, ALIBI, UPCAST,
+            )  # fmt: skip
+            w = weights(s, allowed, stats, gamma, zeta, power, MAP, POWER)
+            dv += product(tl.trans(w).to(dout.dtype), dout, UPCAST)
+            dweights = product(dout, tl.trans(v), UPCAST)
+            ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER)
+            dk += product(tl.trans(ds).to(q.dtype), q, UPCAST)
     base = batch_group.to(tl.int64) * S
     store(dk_ptr + base * D, cols, D, features, 1, S, D, dk * scale)
     store(dv_ptr + base * DV, cols, DV, out_features, 1, S, DV, dv)

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from softgate._triton.maps import clip_weights, power_of, softplus
-from softgate._triton.tiles import key_range, line_of, load, pair_scores, product, store
+from softgate._triton.tiles import key_range, load, pair_scores, product, store
 
 #: A row whose largest u is not above this is tied up to the rounding of float32.
 TIE = tl.constexpr(16 * 2.0**-23)
@@ -23,32 +23,35 @@ def online(s, allowed, top):
 
 @triton.jit
 def first_sweep(
-    q, rows, keys, line, sizes, loops, MAP: tl.constexpr, MASK: tl.constexpr, ALIBI: tl.constexpr,
-    FACTORS: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    q, k_base, mask_base, rows, start, end, sks, skd, smt, sms, scale, shift, slope, T, S, D, LEFT, RIGHT,
+    MAP: tl.constexpr, MASK: tl.constexpr, ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Row sums before the weights are formed: maximum and sum of exp(scores - maximum), or of f = softplus(scores)."""
     features = tl.arange(0, WIDTH_D)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    for part in tl.static_range(3):
-        for first_col in range(loops[2 * part], loops[2 * part + 1], BLOCK_N):
-            cols = first_col + tl.arange(0, BLOCK_N)
-            k = load(keys[0], cols, keys[1], features, keys[2], sizes[1], sizes[2])
-            s, allowed = pair_scores(q, k, rows, cols, line, sizes, part != 1, MASK, ALIBI, FACTORS, UPCAST)
-            if MAP == 2:
-                e, top, shrink = online(s, allowed, top)
-                total = total * shrink + tl.sum(e, 1)
-            else:
-                f = tl.where(allowed, softplus(s), 0.0)
-                total += tl.sum(f, 1)
-                top = tl.maximum(top, tl.max(f, 1))
+    for first_col in range(start, end, BLOCK_N):
+        cols = first_col + tl.arange(0, BLOCK_N)
+        k = load(k_base, cols, sks, features, skd, S, D)
+        s, allowed = pair_scores(
+            q, k, rows, cols, mask_base, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT, MASK, ALIBI, UPCAST
+        )
+        if MAP == 2:
+            e, top, shrink = online(s, allowed, top)
+            total = total * shrink + tl.sum(e, 1)
+        else:
+            f = tl.where(allowed, softplus(s), 0.0)
+            total += tl.sum(f, 1)
+            top = tl.maximum(top, tl.max(f, 1))
     return top, total
 
 
 @triton.jit
-def tile_weights(s, allowed, form, MAP: tl.constexpr, POWER: tl.constexpr):
+def tile_weights(
+    s, allowed, level, inv_sum, count, offset, inv_max, gamma, zeta, power, MAP: tl.constexpr, POWER: tl.constexpr
+):
     """Weights of a tile, those of softplus not yet divided by their sum; softmax is not among them."""
-    level, inv_sum, count, offset, inv_max, gamma, zeta, power = form
     if MAP == 1:
         w = tl.sigmoid(s)
     elif MAP == 2:
@@ -110,12 +113,12 @@ def gated(acc, gate_base, rows, sgt, sgd, T, DV, GATE: tl.constexpr, WIDTH_V: tl
 
 @triton.jit
 def forward(
-    q_ptr, k_ptr, v_ptr, out_ptr, gate_ptr, mask_ptr, bias_ptr, slope_ptr, count_ptr, offset_ptr, row_ptr, col_ptr,
-    stats_ptr, sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sob, soh, sot, sod,
+    q_ptr, k_ptr, v_ptr, out_ptr, gate_ptr, mask_ptr, bias_ptr, slope_ptr, count_ptr, offset_ptr, stats_ptr,
+    sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sob, soh, sot, sod,
     sgb, sgh, sgt, sgd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, MASK: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, FACTORS: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Outputs of BLOCK_M queries of one head, and the row statistics that backward needs."""
@@ -123,42 +126,43 @@ def forward(
     b, h = batch_head // H, batch_head % H
     group, per_row = h // (H // G), batch_head * T
     rows, features, out_features = first_row + tl.arange(0, BLOCK_M), tl.arange(0, WIDTH_D), tl.arange(0, WIDTH_V)
-    sizes = (T, S, D, DV, LEFT, RIGHT)
-    keys = (k_ptr + b * skb + group * skh, sks, skd)
-    v_base = v_ptr + b * svb + group * svh
-    line = line_of(
-        row_ptr, col_ptr, mask_ptr, bias_ptr, slope_ptr, scale, (smb, smh, smt, sms), b, h, group, G, H, rows, sizes,
-        BIAS, ALIBI, FACTORS,
-    )  # fmt: skip
-    loops = key_range(first_row, sizes, BLOCK_M, BLOCK_N)
     q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqd, T, D)
+    k_base, v_base, mask_base = (
+        k_ptr + b * skb + group * skh,
+        v_ptr + b * svb + group * svh,
+        mask_ptr + b * smb + h * smh,
+    )
+    shift = tl.load(bias_ptr + h) if BIAS else 0.0
+    slope = tl.load(slope_ptr + h) if ALIBI else 0.0
+    start, end = key_range(first_row, T, S, LEFT, RIGHT, BLOCK_M, BLOCK_N)
 
     none = tl.zeros([BLOCK_M], tl.float32)
     top, total, count, offset, inv_max = none + float("-inf"), none, none, none, none
     if MAP == 2 or MAP == 4:
         top, total = first_sweep(
-            q, rows, keys, line, sizes, loops, MAP, MASK, ALIBI, FACTORS, UPCAST, WIDTH_D, BLOCK_M, BLOCK_N
-        )
+            q, k_base, mask_base, rows, start, end, sks, skd, smt, sms, scale, shift, slope, T, S, D, LEFT, RIGHT,
+            MAP, MASK, ALIBI, UPCAST, WIDTH_D, BLOCK_M, BLOCK_N,
+        )  # fmt: skip
     level, inv_sum = log_sum(top, total), reciprocal(total)
     if MAP == 4:
         count, offset, inv_max = reweighting(count_ptr + per_row, offset_ptr + per_row, rows, T, top, inv_sum)
-    form = (level, inv_sum, count, offset, inv_max, gamma, zeta, power)
 
-    weight_sum, acc = none, tl.zeros([BLOCK_M, WIDTH_V], tl.float32)
-    for part in tl.static_range(3):
-        for first_col in range(loops[2 * part], loops[2 * part + 1], BLOCK_N):
-            cols = first_col + tl.arange(0, BLOCK_N)
-            k = load(keys[0], cols, sks, features, skd, S, D)
-            s, allowed = pair_scores(q, k, rows, cols, line, sizes, part != 1, MASK, ALIBI, FACTORS, UPCAST)
-            if MAP == 0:
-                w, top, shrink = online(s, allowed, top)
-                weight_sum, acc = weight_sum * shrink, acc * shrink[:, None]
-            else:
-                w = tile_weights(s, allowed, form, MAP, POWER)
-            if MAP != 1 and MAP != 2:
-                weight_sum += tl.sum(w, 1)
-            v = load(v_base, cols, svs, out_features, svd, S, DV)
-            acc += product(w.to(v.dtype), v, UPCAST)
+    weight_sum = none
+    acc = tl.zeros([BLOCK_M, WIDTH_V], tl.float32)
+    for first_col in range(start, end, BLOCK_N):
+        cols = first_col + tl.arange(0, BLOCK_N)
+        k = load(k_base, cols, sks, features, skd, S, D)
+        s, allowed = pair_scores(
+            q, k, rows, cols, mask_base, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT, MASK, ALIBI, UPCAST
+        )
+        if MAP == 0:
+            w, top, shrink = online(s, allowed, top)
+            weight_sum, acc = weight_sum * shrink, acc * shrink[:, None]
+        else:
+            w = tile_weights(s, allowed, level, inv_sum, count, offset, inv_max, gamma, zeta, power, MAP, POWER)
+        weight_sum += tl.sum(w, 1)
+        v = load(v_base, cols, svs, out_features, svd, S, DV)
+        acc += product(w.to(v.dtype), v, UPCAST)
 
     inv_weight = reciprocal(weight_sum)
     if MAP != 1 and MAP != 2:

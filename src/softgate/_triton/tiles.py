@@ -77,7 +77,8 @@ def store(base, rows, stride_row, cols, stride_col, ROWS, COLS, value):
 def product(a, b, UPCAST: tl.constexpr):
     """Matrix product with float32 sums; the interpreter cannot multiply bfloat16 and widens it first.
 
-    float32 operands are split into three tf32 products on the matrix units: float32 accuracy, at many times the speed.
+    float32 operands are split into three products of tf32 on the matrix units: the accuracy of float32, many times its
+    speed.
     """
     if UPCAST:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
@@ -86,26 +87,13 @@ def product(a, b, UPCAST: tl.constexpr):
 
 @triton.jit
 def pair_scores(
-    q, k, rows, cols, line, sizes, EDGE: tl.constexpr, MASK: tl.constexpr, ALIBI: tl.constexpr, FACTORS: tl.constexpr,
-    UPCAST: tl.constexpr,
+    q, k, rows, cols, mask_base, stride_mt, stride_ms, scale, shift, slope, T, S, LEFT, RIGHT,
+    MASK: tl.constexpr, ALIBI: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile, ``scale q kᵀ + shift - slope |distance| + mask``, and which of its pairs exist.
-
-    ``line`` is what the rows bring: scale, shift, slope, the mask's pointer and strides, factors of the rows, pointer
-    to those of the columns (FACTORS: a score is multiplied by both). ``sizes`` is T, S, D, Dv and the window. Without
-    EDGE all pairs are inside the matrix and the window, and single pairs need not be looked at.
-    """
-    scale, shift, slope, mask_base, stride_mt, stride_ms, row_factor, col_base = line
-    T, S, _, _, LEFT, RIGHT = sizes
-    scores = product(q, tl.trans(k), UPCAST) * scale
-    if FACTORS:
-        scores = scores * (row_factor[:, None] * tl.load(col_base + cols, mask=cols < S, other=0.0)[None, :])
-    scores = scores + shift
+    """Scores of a tile, ``scale q kᵀ + shift - slope |distance| + mask``, and which of its pairs exist."""
+    scores = product(q, tl.trans(k), UPCAST) * scale + shift
     distance = rows[:, None] + (S - T) - cols[None, :]
-    if EDGE:
-        allowed = (rows[:, None] < T) & (cols[None, :] < S) & (distance <= LEFT) & (-distance <= RIGHT)
-    else:
-        allowed = tl.full(scores.shape, 1, tl.int1)
+    allowed = (rows[:, None] < T) & (cols[None, :] < S) & (distance <= LEFT) & (-distance <= RIGHT)
     if ALIBI:
         scores = scores - slope * tl.abs(distance).to(tl.float32)
     if MASK != 0:
@@ -120,48 +108,16 @@ def pair_scores(
 
 
 @triton.jit
-def line_of(
-    row_ptr, col_ptr, mask_ptr, bias_ptr, slope_ptr, scale, strides, b, h, group, G, H, rows, sizes,
-    BIAS: tl.constexpr, ALIBI: tl.constexpr, FACTORS: tl.constexpr,
-):  # fmt: skip
-    """What :func:`pair_scores` needs to know of ``rows`` of one head; ``strides`` are the mask's."""
-    shift = tl.load(bias_ptr + h) if BIAS else 0.0
-    slope = tl.load(slope_ptr + h) if ALIBI else 0.0
-    factor = 1.0
-    if FACTORS:
-        factor = tl.load(row_ptr + (b * H + h) * sizes[0] + rows, mask=rows < sizes[0], other=0.0)
-    mask_base, col_base = mask_ptr + b * strides[0] + h * strides[1], col_ptr + (b * G + group) * sizes[1]
-    return scale, shift, slope, mask_base, strides[2], strides[3], factor, col_base
+def key_range(first_row, T, S, LEFT, RIGHT, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """First (a multiple of BLOCK_N) and end of the keys that the rows from ``first_row`` on may see."""
+    start = tl.maximum(first_row + (S - T) - LEFT, 0) // BLOCK_N * BLOCK_N
+    end = tl.minimum(first_row + BLOCK_M + (S - T) + RIGHT, S)
+    return start, end
 
 
 @triton.jit
-def key_range(first_row, sizes, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Bounds of three loops over the keys that the rows from ``first_row`` on may see, as :func:`bounds` has them."""
-    T, S, _, _, LEFT, RIGHT = sizes
-    at = first_row + (S - T)
-    end = tl.minimum(at + BLOCK_M + RIGHT, S)
-    last = tl.minimum(at + RIGHT + 1, S)
-    return bounds(at - LEFT, end, at + BLOCK_M - 1 - LEFT, last, first_row + BLOCK_M <= T, BLOCK_N)
-
-
-@triton.jit
-def query_range(first_col, sizes, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Bounds of three loops over the queries that may see the keys from ``first_col`` on."""
-    T, S, _, _, LEFT, RIGHT = sizes
-    at = first_col - (S - T)
-    end = tl.minimum(at + BLOCK_N + LEFT, T)
-    last = tl.minimum(at + LEFT + 1, T)
-    return bounds(at - RIGHT, end, at + BLOCK_N - 1 - RIGHT, last, first_col + BLOCK_N <= S, BLOCK_M)
-
-
-@triton.jit
-def bounds(start, end, first, last, inside, BLOCK: tl.constexpr):
-    """Bounds of three loops over blocks that visit ``start`` to ``end`` once, the second one whole blocks only.
-
-    A block is whole if it lies between ``first`` and ``last``; none is if not ``inside``. All bounds but the last are
-    multiples of BLOCK.
-    """
-    start = tl.maximum(start, 0) // BLOCK * BLOCK
-    whole = tl.maximum(start, (tl.maximum(first, 0) + BLOCK - 1) // BLOCK * BLOCK)
-    stop = tl.where(inside, tl.maximum(whole, tl.maximum(last, 0) // BLOCK * BLOCK), whole)
-    return start, tl.minimum(whole, end), whole, stop, stop, end
+def query_range(first_col, T, S, LEFT, RIGHT, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """First (a multiple of BLOCK_M) and end of the queries that may see the keys from ``first_col`` on."""
+    start = tl.maximum(first_col - (S - T) - RIGHT, 0) // BLOCK_M * BLOCK_M
+    end = tl.minimum(first_col + BLOCK_N - (S - T) + LEFT, T)
+    return start, end

@@ -1,9 +1,4 @@
-"""Softplus attention on the Triton kernels.
-
-Queries and keys stay as they are, so that 16-bit ones meet in products of the matrix units, which are exact up to the
-float32 sum; the kernels multiply the scores by the reciprocal lengths. Rounding unit vectors to 16 bits instead would
-be amplified by the power.
-"""
+"""Softplus attention on the Triton kernels; the normalisation of queries and keys is O(T·d) and left to torch."""
 
 from __future__ import annotations
 
@@ -16,7 +11,6 @@ from softgate import _triton
 from softgate._math import masks
 from softgate._math.tiles import Tiles
 from softgate.attention.softplus.reference import (
-    SMALLEST,
     LengthScale,
     Phi,
     first_stage,
@@ -73,17 +67,15 @@ def run(
 
     query, key, value, result_dtype = in_one_dtype(query, key, value)
     with masks.without_autocast(query):
-        count = visible_keys_in_tiles(Tiles.of(query, key, attn_mask, is_causal, window), query.float()[..., :1])
-        factor = score_factor(count, query.shape[-1], scale, length_scale, normalize_qk)
+        q_BHTD, k_BGSD = query.float(), key.float()
         if normalize_qk:
-            query, key = of_unit_size(query), of_unit_size(key)
+            q_BHTD, k_BGSD = unit_vectors(q_BHTD), unit_vectors(k_BGSD)
+        count = visible_keys_in_tiles(Tiles.of(query, key, attn_mask, is_causal, window), q_BHTD)
+        q_BHTD = q_BHTD * score_factor(count, query.shape[-1], scale, length_scale, normalize_qk)
 
         def reference(q: Tensor, k: Tensor, v: Tensor, _gate: Any, _bias: Any) -> Tensor:
             mask = masks.resolve_mask(attn_mask, q, k, is_causal, window)
-            q_BHTD, k_BGSD = q.float(), k.float()
-            if normalize_qk:
-                q_BHTD, k_BGSD = unit_vectors(q_BHTD), unit_vectors(k_BGSD)
-            weights = first_stage(masks.attention_scores(q_BHTD * factor, k_BGSD, 1.0, mask), mask.allowed, phi)
+            weights = first_stage(masks.attention_scores(q, k, 1.0, mask), mask.allowed, phi)
             if reweight_power is not None:
                 weights = second_stage(weights, count, reweight_power, offset, offset_min_keys)
             return weights @ masks.expand_kv_heads(v, q.shape[-3])
@@ -95,35 +87,14 @@ def run(
             *masks.window_bounds(window, is_causal),
             reference,
             power=1.0 if reweight_power is None else reweight_power,
-            directions=normalize_qk,
         )
-        by_row, by_col = (reciprocal_length(x) if normalize_qk else torch.ones_like(x[..., 0], dtype=torch.float32)
-                          for x in (query, key))  # fmt: skip
         out = attend(
-            query,
-            key,
-            value,
+            q_BHTD,
+            k_BGSD,
+            value.to(torch.float32),
             call,
             mask=attn_mask,
             counts=rows,
             offsets=level(rows, offset, offset_min_keys),
-            factors=(by_row * (factor[..., 0] if isinstance(factor, Tensor) else factor), by_col),
         )
         return out.to(result_dtype)
-
-
-def of_unit_size(x: Tensor) -> Tensor:
-    """``x`` times a power of two for each vector, which brings its largest entry near 1, so that no square overflows.
-
-    Vectors without an entry above SMALLEST have no direction and become 0.
-    """
-    largest = x.detach().abs().amax(-1, keepdim=True).float()
-    exponent = torch.frexp(largest)[1].float()
-    # Not torch.ldexp: with integer exponents its gradient is 0.
-    return torch.where(largest > SMALLEST, (x * torch.exp2(-exponent)).to(x.dtype), 0.0)
-
-
-def reciprocal_length(x: Tensor) -> Tensor:
-    """``1 / ‖x‖`` along the last dimension in float32, 0 for zero vectors; a constant for autograd."""
-    squares = x.detach().float().square().sum(-1)
-    return torch.where(squares > 0.0, squares.rsqrt(), 0.0)
