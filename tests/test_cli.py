@@ -22,7 +22,7 @@ SURFACE = {
         "papers", "--scale", "--seeds", "--resume", "--out", "--on", "--workers", "--device", "--download", "--json",
     },
     "report": {"--open", "--out"},
-    "bench": {"site", "arguments"},
+    "bench": {"site", "arguments", "--summary"},
     "diagnose": {
         "model", "--text", "--images", "--length", "--batch", "--batches", "--device", "--out", "--json",
     },

@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from benchmark_tables import benchmarks_table
 from loss_tables import fused_table, heads_table, margins_table
 from routing_tables import experts_table, mixture_table
 
@@ -186,8 +187,12 @@ TABLES = {
     "loss_margins": margins_table,
     "routing_experts": experts_table,
     "routing_mixture": mixture_table,
+    "benchmarks": benchmarks_table,
 }
-PAGES = ("README.md", "docs/claims.md", "docs/choosing.md", "docs/attention.md", "docs/losses.md", "docs/routing.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("claims", "choosing", "attention", "losses", "routing", "benchmarks")),
+)
 
 
 def refreshed(text: str) -> str:

@@ -44,7 +44,11 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     if name in _MODULES:
         return importlib.import_module(f"softgate.{name}")
-    raise AttributeError(f"module 'softgate' has no attribute {name!r}")
+    from softgate.errors import did_you_mean
+
+    known = sorted({*_FUNCTIONS, *_MODULES})
+    hint = did_you_mean(name, known) or f"; it offers {', '.join(known)}"
+    raise AttributeError(f"module 'softgate' has no attribute {name!r}{hint}")
 
 
 def __dir__() -> list[str]:

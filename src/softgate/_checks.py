@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value
+from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, bad_type, bad_value
 
 
 def check_float_tensor(name: str, value: Any) -> Tensor:
@@ -62,6 +62,15 @@ def check_number(
         interval = f"{'(' if low_open else '['}{low}, {high}{')' if high_open else ']'}"
         raise ArgumentValueError(f"{name} must be a number in {interval}, got {value!r}")
     return float(value)
+
+
+def check_device(device: str) -> None:
+    """Raise :class:`StateError` if ``device`` is one of CUDA and torch sees none."""
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise StateError(
+            f"device {device!r} was asked for and torch sees no CUDA device: use 'cpu', or see what `softgate doctor` "
+            "says of the GPU"
+        )
 
 
 def check_same_device(**tensors: Tensor | None) -> None:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from softgate.errors import did_you_mean
+
 _ALL = re.compile(r"^__all__(?:: [^=]+)? = (\[[^\]]*\])", re.MULTILINE)
 
 
@@ -53,7 +55,8 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
             return importlib.import_module(f"{package}.{name}")
         if name not in names:
             known = ", ".join(sorted(names)) or "nothing yet"
-            raise AttributeError(f"module {package!r} has no attribute {name!r}; it offers {known}")
+            hint = did_you_mean(name, names)
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint or ';'} it offers {known}")
         value = getattr(importlib.import_module(f"{package}.{names[name]}"), name)
         setattr(home, name, value)
         return value

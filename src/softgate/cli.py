@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError, SoftgateError
+from softgate._cli_errors import ENVIRONMENT, errors_as_exit_codes, warn
 
 app = typer.Typer(
     name="softgate",
@@ -26,33 +23,11 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 OutDir = Annotated[Path, typer.Option("--out", help="Folder that receives PAPER/SCALE/.")]
 
-USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
-
 
 def main() -> None:
     """Entry point of the ``softgate`` command."""
-    with _errors_as_exit_codes():
+    with errors_as_exit_codes():
         app()
-
-
-@contextmanager
-def _errors_as_exit_codes() -> Iterator[None]:
-    """Exit 2 for a wrong argument and 3 for what this machine lacks, with one sentence instead of a traceback."""
-    try:
-        yield
-    except (ArgumentValueError, ArgumentTypeError) as error:
-        _fail(error, USAGE)
-    except SoftgateError as error:
-        _fail(error, ENVIRONMENT)
-    except OSError as error:
-        _fail(error, ENVIRONMENT)
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
-
-
-def _fail(error: BaseException, code: int) -> None:
-    Console(stderr=True).print(Text(f"softgate: {error}", style="red"), soft_wrap=True)
-    raise SystemExit(code) from None
 
 
 def _print_json(value: Any) -> None:
@@ -70,7 +45,7 @@ def _version(
         raise typer.Exit
 
 
-@app.command()
+@app.command(epilog="Example: softgate papers attention")
 def papers(
     query: Annotated[str, typer.Argument(help="Show only papers whose text contains this.")] = "",
     as_json: Json = False,
@@ -88,7 +63,7 @@ def papers(
     for p in found:
         minutes = ", ".join(f"{name} {_minutes(scale.minutes, scale.hardware)}" for name, scale in p.scales.items())
         table.add_row(p.slug, p.title, p.date, str(len(p.claims)), minutes)
-    Console().print(table if found else f"no paper matches {query!r}")
+    Console().print(table if found else f"no paper matches {query!r}; `softgate papers` lists all")
 
 
 def _minutes(minutes: float, hardware: str) -> str:
@@ -97,8 +72,11 @@ def _minutes(minutes: float, hardware: str) -> str:
     return f"{minutes:.0f} min" if minutes >= 1 else f"{minutes * 60:.0f} s"
 
 
-@app.command()
-def show(paper: str, as_json: Json = False) -> None:
+@app.command(epilog="Example: softgate show gated-attention")
+def show(
+    paper: Annotated[str, typer.Argument(metavar="PAPER", help="A paper, as `softgate papers` lists it.")],
+    as_json: Json = False,
+) -> None:
     """Show what PAPER claims and how each scale measures it."""
     from softgate.lab.paper import load_paper
 
@@ -124,29 +102,38 @@ def show(paper: str, as_json: Json = False) -> None:
     console.print(Text(f"methods: {', '.join(record.methods)}"))
 
 
-@app.command()
+@app.command(epilog="Example: softgate reproduce gated-attention --scale smoke --out runs")
 def reproduce(
     papers: Annotated[list[str], typer.Argument(metavar="PAPER...", help="Papers, as `softgate papers` lists them.")],
     scale: Annotated[
         str, typer.Option(help="smoke (a minute), laptop (minutes), or paper (its own hardware).")
     ] = "laptop",
     seeds: Annotated[int | None, typer.Option(min=1, help="Number of seeds; the scale's own by default.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue an interrupted run; without it, start afresh.")
+    ] = False,
     out: OutDir = Path("runs"),
     on: Annotated[Literal["local", "ray"], typer.Option(help="Local processes, or a Ray cluster.")] = "local",
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one per core by default.")] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where cells compute.")] = "cpu",
-    download: Annotated[bool, typer.Option("--download", help="Missing data sets may be downloaded.")] = False,
+    download: Annotated[
+        bool, typer.Option("--download", help="Missing data sets may be downloaded (else $SOFTGATE_DATA).")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the claims of PAPER on this machine and set them beside the paper's figures."""
+    """Measure the claims of PAPER on this machine and set them beside the paper's figures.
+
+    Exit code 0: every claim held; 1: one did not; 2: wrong usage; 3: this machine lacks something; 130: interrupted.
+    """
     from softgate.lab.paper import load_paper
     from softgate.lab.progress import GridView
     from softgate.lab.reproduce import reproduce as run
     from softgate.lab.summary import print_summary
 
     for slug in papers:  # a wrong name fails now, not after an hour
-        load_paper(slug).scale(scale)
+        hardware = load_paper(slug).scale(scale).hardware
+        if hardware and device == "cpu":
+            warn(f"{slug} at scale {scale} is made for {hardware}; here it may take days: try --scale laptop")
     console = Console(stderr=as_json)
     codes = []
     for slug in papers:
@@ -182,7 +169,7 @@ def _write_index(out: Path) -> Path:
     return page
 
 
-@app.command()
+@app.command(epilog="Example: softgate report --out runs --open")
 def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     out: OutDir = Path("runs"),
@@ -194,29 +181,29 @@ def report(
         typer.launch(page.resolve().as_uri())
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(
+    context_settings={"ignore_unknown_options": True},
+    epilog="Example: softgate bench losses --seconds 1 --out figures (its options: softgate bench losses -- --help)",
+)
 def bench(
     site: Annotated[str, typer.Argument(help="Which benchmarks to run; without it, list them.")] = "",
     arguments: Annotated[list[str] | None, typer.Argument(help="Passed on to the benchmark.")] = None,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Print ours, peer, ratio and limit of every record; losses first.")
+    ] = False,
 ) -> None:
     """Run the benchmarks of SITE (needs a checkout: they are not part of the installed package)."""
-    import subprocess
+    from softgate.lab.bench import run, run_summary, sites
 
-    folder = Path(__file__).resolve().parents[2] / "benchmarks"
-    known = sorted(path.stem for path in folder.glob("*.py") if not path.name.startswith("_"))
-    if not known:
-        raise FileNotFoundError(
-            "the benchmarks are files of a checkout and this is an installed package; clone the project"
-        )
-    if not site:
-        print("\n".join(known))
-        return
-    if site not in known:
-        raise ArgumentValueError(f"SITE must be one of {', '.join(known)}, got {site!r}")
-    raise typer.Exit(subprocess.call([sys.executable, str(folder / f"{site}.py"), *(arguments or [])]))
+    if summary:
+        run_summary()
+    elif site:
+        run(site, arguments or [])
+    else:
+        print("\n".join(sites()))
 
 
-@app.command()
+@app.command(epilog="Example: softgate diagnose my-llama --text my.txt --out page")
 def diagnose(
     model: Annotated[str, typer.Argument(help="Local folder or hub id of a transformers or timm model.")],
     text: Annotated[Path | None, typer.Option(help="Text for a model of tokens; random tokens without it.")] = None,
@@ -245,9 +232,12 @@ def diagnose(
     raise typer.Exit(int(any(finding.severity != "info" for finding in found.findings)))
 
 
-@app.command()
+@app.command(epilog="Example: softgate doctor --json")
 def doctor(as_json: Json = False) -> None:
-    """Say what works on this machine: kernels, versions and clashes, data, GPU. Tells, so the exit code is 0."""
+    """Say what works on this machine: kernels, versions and clashes, data, GPU.
+
+    Exit code 3 if something that every command needs is broken, else 0: what is optional may be missing.
+    """
     from dataclasses import asdict
 
     from softgate.lab.doctor import diagnose
@@ -256,7 +246,12 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         _print_json([asdict(finding) for finding in findings])
     else:
-        marks = {"ok": ("✓", "green"), "warn": ("!", "bold yellow"), "missing": ("–", "dim")}
+        marks = {
+            "broken": ("✗", "bold red"),
+            "ok": ("✓", "green"),
+            "warn": ("!", "bold yellow"),
+            "missing": ("–", "dim"),
+        }
         console = Console()
         for finding in findings:
             sign, style = marks[finding.status]
@@ -268,6 +263,7 @@ def doctor(as_json: Json = False) -> None:
             console.print(line, highlight=False)
             if finding.fix:
                 console.print(Text(f"    {finding.fix}", style="dim"), highlight=False)
+    raise typer.Exit(ENVIRONMENT if any(finding.status == "broken" for finding in findings) else 0)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ Every error names the argument, says what it was and what it may be. The classes
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, NoReturn
 
 
@@ -45,9 +45,19 @@ def bad_type(name: str, value: object, allowed: str) -> NoReturn:
     raise ArgumentTypeError(f"{name} must be {allowed}, got {type(value).__name__}")
 
 
+def did_you_mean(value: object, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown name: ``"; did you mean 'x'?"``, empty where nothing known is close."""
+    import difflib
+
+    known = {name.lower(): name for name in choices}
+    close = difflib.get_close_matches(str(value).lower(), known, n=1, cutoff=0.6)
+    return f"; did you mean {known[close[0]]!r}?" if close else ""
+
+
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise unless the string ``value`` is one of ``choices``."""
     if not isinstance(value, str):
         bad_type(name, value, "a string, one of " + ", ".join(map(repr, choices)))
     if value not in choices:
-        bad_value(name, value, "one of " + ", ".join(map(repr, choices)))
+        listed = ", ".join(map(repr, choices))
+        raise ArgumentValueError(f"{name} must be one of {listed}, got {value!r}{did_you_mean(value, choices)}")

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError
+from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, check_choice, did_you_mean
 
 #: The rooms: where in a network a method acts.
 SITES = (
@@ -187,16 +187,23 @@ def record_of(op: Any) -> Method:
         found = [m for m in methods() if op in (m.name, m.qualified_name)]
         if len(found) != 1:
             names = ", ".join(m.qualified_name for m in (found or methods()))
-            raise ArgumentValueError(f"op must name one method, got {op!r}; known: {names}")
+            hint = did_you_mean(op, [m.name for m in methods()]) if not found else ""
+            raise ArgumentValueError(f"op must name one method, got {op!r}{hint or ';'} known: {names}")
         return found[0]
     record = getattr(op, "__softgate__", None)
     if not isinstance(record, Method):
-        raise ArgumentTypeError(f"op must be a softgate method, its record or its name, got {op!r}")
+        what = getattr(op, "__qualname__", type(op).__name__)
+        raise ArgumentTypeError(
+            f"op must be a softgate method, its record or its name (softgate.methods() lists them), got {what}; "
+            "softgate.registry.method makes a record of a function of your own"
+        )
     return record
 
 
 def methods(site: str | None = None) -> tuple[Method, ...]:
-    """All recorded methods, optionally of one room, sorted by name. Imports every room."""
+    """All recorded methods, optionally of one room (one of :data:`SITES`), sorted by name. Imports every room."""
+    if site is not None:
+        check_choice("site", site, SITES)
     for room in SITES if site is None else (site,):
         _import_room(room)
     return tuple(m for name, m in sorted(_METHODS.items()) if site is None or m.site == site)

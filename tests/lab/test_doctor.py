@@ -176,7 +176,9 @@ def test_extras_and_core_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch, {"softgate": ("0.1", requires), "torch": ("2.9", []), "rich": ("15", []), "ray": ("2.1", [])}
     )
     found = by_topic(list(doctor._extras()))
-    assert found["install"].status == "warn" and "torch 2.9 is installed, >=2.10 is needed" in found["install"].message
+    assert (
+        found["install"].status == "broken" and "torch 2.9 is installed, >=2.10 is needed" in found["install"].message
+    )
     assert found["extra hf"].status == "missing" and "softgate[hf]" in found["extra hf"].fix
     assert found["extra ray"].status == "ok"
     _fake_packages(monkeypatch, {})

@@ -142,8 +142,11 @@ def _check_qkv_shapes(query: Tensor, key: Tensor, value: Tensor, enable_gqa: boo
     if heads == kv_heads:
         return
     if not enable_gqa:
+        order = "" if query.shape[-2] != kv_heads else (
+            ", or query.transpose(1, 2) if its shape is (batch, length, heads, features)"
+        )  # fmt: skip
         raise ArgumentValueError(
-            f"key has {kv_heads} heads and query {heads}: pass enable_gqa=True for grouped queries, got {shapes}"
+            f"key has {kv_heads} heads and query {heads}: pass enable_gqa=True for grouped queries{order}, got {shapes}"
         )
     if kv_heads == 0 or heads % kv_heads:
         raise ArgumentValueError(f"query heads must be a multiple of key heads with enable_gqa=True, got {shapes}")
@@ -165,7 +168,13 @@ def _check_mask(attn_mask: Any, query: Tensor, key: Tensor) -> None:
         raise ArgumentValueError(
             f"attn_mask must broadcast to (..., query heads, query length, key length) = {full}, "
             f"got {_shape(attn_mask)}"
+            + ("; pass a mask (batch, keys) as mask[:, None, None, :]" if _is_padding(attn_mask, query, key) else "")
         )
+
+
+def _is_padding(mask: Tensor, query: Tensor, key: Tensor) -> bool:
+    """Whether ``mask`` has the shape (batch, keys) of a padding mask, as tokenizers give it."""
+    return query.ndim == 4 and _shape(mask) == (query.shape[0], key.shape[-2])
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

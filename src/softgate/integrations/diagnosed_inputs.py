@@ -84,7 +84,7 @@ def _token_batches(
     if content is None:
         rows = _random_rows(config, length, batch * batches, generator)
     else:
-        rows = _text_rows(loaded, content, length)[: batch * batches]
+        rows = _text_rows(loaded, text, content, length)[: batch * batches]
     made: list[dict[str, Tensor] | Tensor] = []
     for start in range(0, len(rows), batch):
         ids = rows[start : start + batch].to(device)
@@ -98,12 +98,12 @@ def _token_batches(
 
 def _read(path: Path, characters: int) -> str:
     if not path.is_file():
-        raise ArgumentValueError(f"--text: {path} is no file")
+        raise ArgumentValueError(f"--text: {path} is no file: give a plain text file, or leave --text out")
     try:
         with path.open(encoding="utf-8") as stream:
             return stream.read(characters)
     except UnicodeDecodeError as error:
-        raise ArgumentValueError(f"--text: {path} is no UTF-8 text ({error.reason})") from error
+        raise ArgumentValueError(f"--text: {path} is no UTF-8 text ({error.reason}): give a plain text file") from error
 
 
 def _random_rows(config: Any, length: int, count: int, generator: torch.Generator) -> Tensor:
@@ -120,7 +120,7 @@ def _random_rows(config: Any, length: int, count: int, generator: torch.Generato
     return rows
 
 
-def _text_rows(loaded: DiagnosedModel, content: str, length: int) -> Tensor:
+def _text_rows(loaded: DiagnosedModel, path: Path | None, content: str, length: int) -> Tensor:
     """Full rows of tokens with the special tokens that the tokenizer adds; one shorter row if there is no full one."""
     tokenizer = loaded.tokenizer
     if getattr(tokenizer, "is_fast", False):
@@ -132,7 +132,8 @@ def _text_rows(loaded: DiagnosedModel, content: str, length: int) -> Tensor:
     full = [row for row in rows if len(row) == length] or rows[:1]
     if not full or len(full[0]) < _FEWEST_TOKENS:
         raise ArgumentValueError(
-            f"--text gives {len(full[0]) if full else 0} tokens, at least {_FEWEST_TOKENS} are needed"
+            f"--text: {path} gives {len(full[0]) if full else 0} tokens, at least {_FEWEST_TOKENS} are needed: give a "
+            "longer file"
         )
     made = torch.tensor(full)
     table = loaded.model.get_input_embeddings()
@@ -199,7 +200,7 @@ def _read_images(
     import numpy as np
 
     if not folder.is_dir():
-        raise ArgumentValueError(f"--images: {folder} is no folder")
+        raise ArgumentValueError(f"--images: {folder} is no folder: give one with images, or leave --images out")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)[:count]
     if not paths:
         raise ArgumentValueError(f"--images: {folder} holds no image ({', '.join(_IMAGES)})")
@@ -210,7 +211,7 @@ def _read_images(
             with Image.open(path) as image:
                 scaled = image.convert("L" if channels == 1 else "RGB").resize((width, height))
         except OSError as error:
-            raise StateError(f"{path} cannot be read as an image: {error}") from error
+            raise StateError(f"{path} cannot be read as an image ({error}): remove it from the folder") from error
         pixels.append(torch.from_numpy(np.array(scaled, dtype=np.float32) / 255.0).reshape(height, width, channels))
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
     return (torch.stack(pixels).permute(0, 3, 1, 2) - mean) / std

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from softgate.errors import ArgumentValueError, MissingExtraError, StateError
+from softgate._checks import check_device
+from softgate.errors import ArgumentValueError, MissingExtraError, SoftgateError, StateError
 from softgate.integrations import torchvision_cpu
+from softgate.integrations.hub import hub_or_cache
 from softgate.swapping.attention_interface import load_transformers
 from softgate.swapping.manifest import MANIFEST, from_pretrained
 
@@ -59,8 +63,9 @@ def load_model(source: str, *, device: str = "cpu") -> DiagnosedModel:
     Raises:
         ArgumentValueError: no such folder, or a folder without a model.
         MissingExtraError: transformers or timm is not installed.
-        StateError: the weights cannot be loaded.
+        StateError: the weights cannot be loaded, or there is no such device.
     """
+    check_device(device)
     folder = Path(source)
     if source and folder.is_dir():
         loaded = _from_folder(folder)
@@ -104,21 +109,34 @@ def _from_transformers(source: str, *, local: bool) -> DiagnosedModel:
     hf = load_transformers()
     hf.logging.set_verbosity_error()
     hf.utils.logging.disable_progress_bar()
-    notes: list[str] = []
-    try:
+    with nullcontext("") if local else hub_or_cache(source) as advice, _said(source, local, advice):
         config = hf.AutoConfig.from_pretrained(source, local_files_only=local)
+        notes: list[str] = []
         if local and (Path(source) / MANIFEST).is_file():
             model = from_pretrained(source)
         else:
             model, notes = _pretrained(hf, source, config, local)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        if isinstance(error, StateError | MissingExtraError):
-            raise
-        raise StateError(_why(source, local, error)) from error
-    tokenizer = None
-    if model.main_input_name == "input_ids":
-        tokenizer = _tokenizer(hf, source, local)
+        tokenizer = _tokenizer(hf, source, local) if model.main_input_name == "input_ids" else None
     return DiagnosedModel(model, source, "transformers", tokenizer, notes)
+
+
+@contextmanager
+def _said(source: str, local: bool, advice: str) -> Iterator[None]:
+    """Turn whatever loading raises into one sentence: damaged files raise what the readers of a dozen formats raise."""
+    try:
+        yield
+    except SoftgateError:
+        raise
+    except Exception as error:
+        text = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if local:
+            raise StateError(
+                f"the model in {source} cannot be loaded: {text}; save it again with save_pretrained (safetensors), or "
+                "load it in Python and call softgate.diagnostics.report(model, batches)"
+            ) from error
+        if advice and isinstance(error, OSError | RuntimeError):  # not found; a damaged copy raises something else
+            text = advice
+        raise StateError(f"{source} is no folder here, and as a hub id it cannot be loaded: {text}") from error
 
 
 def _pretrained(hf: Any, source: str, config: Any, local: bool) -> tuple[Any, list[str]]:
@@ -132,13 +150,6 @@ def _pretrained(hf: Any, source: str, config: Any, local: bool) -> tuple[Any, li
     if not missing:
         return model, []
     return model, [f"{len(missing)} tensors are not in the saved weights and are random, the first is {missing[0]}"]
-
-
-def _why(source: str, local: bool, error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    if local:
-        return f"the model in {source} cannot be loaded: {text}"
-    return f"{source} is no folder here, and as a hub id it cannot be loaded: {text}"
 
 
 def _tokenizer(hf: Any, source: str, local: bool) -> Any:
@@ -167,9 +178,16 @@ def _from_timm(source: str, name: str) -> DiagnosedModel:
         timm = _timm()
     except ImportError as error:
         raise MissingExtraError("timm", "vision", f"loading {source}") from error
-    try:
+    local = name.startswith("local-dir:")
+    hub = nullcontext("") if local else hub_or_cache(_timm_repository(timm, source))
+    with hub as advice, _said(source, local, advice):
         model: nn.Module = timm.create_model(name, pretrained=True)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        text = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise StateError(f"the timm model {source} cannot be loaded: {text}") from error
     return DiagnosedModel(model, source, "timm")
+
+
+def _timm_repository(timm: Any, source: str) -> str:
+    """The hub's name for the weights of a timm model."""
+    if "/" in source:
+        return source
+    weights = timm.models.get_pretrained_cfg(source)
+    return getattr(weights, "hf_hub_id", None) or source

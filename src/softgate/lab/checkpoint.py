@@ -204,7 +204,7 @@ class Checkpoints:
             self._good = [path]
             return state
         if damages:
-            raise CheckpointError("no usable checkpoint: " + "; ".join(damages))
+            raise CheckpointError(f"no usable checkpoint: {'; '.join(damages)}; to start afresh, delete {self.folder}")
         return None
 
     @property

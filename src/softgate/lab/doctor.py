@@ -21,7 +21,7 @@ from softgate.lab.environment import cpu, gpus, usable_cores
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-Status = Literal["ok", "warn", "missing"]
+Status = Literal["ok", "warn", "missing", "broken"]
 
 #: Packages that pin or need a torch, and that break models of other packages when they get the wrong one.
 _USES_TORCH = ("torchvision", "torchaudio", "triton", "transformers", "accelerate", "peft", "trl", "timm", "lightning")
@@ -39,7 +39,8 @@ class Finding:
 
     Attributes:
         topic: what it is about, one or two words.
-        status: ``"ok"``; ``"warn"``, works but something is wrong or slow; ``"missing"``, optional and absent.
+        status: ``"ok"``; ``"warn"``, works but something is wrong or slow; ``"missing"``, optional and absent;
+            ``"broken"``, softgate cannot be relied on before it is mended.
         message: what was found.
         fix: what to do about it; empty if nothing needs doing.
     """
@@ -190,11 +191,12 @@ def _extras() -> Iterator[Finding]:
     try:
         core = _requirements("softgate")
     except metadata.PackageNotFoundError:
-        yield Finding("install", "warn", "softgate is on the path but not installed", "pip install -e .")
+        message = "softgate is on the path but not installed: its requirements and the command are not checked"
+        yield Finding("install", "warn", message, "in the checkout: pip install -e .")
         return
     wrong = _unmet(core)
     if wrong:
-        yield Finding("install", "warn", wrong, "pip install softgate")
+        yield Finding("install", "broken", wrong, "pip install --upgrade softgate, or `make reproduce` in a checkout")
     else:
         yield Finding("install", "ok", f"softgate {metadata.version('softgate')} and its {len(core)} requirements")
     for extra, purpose in _EXTRAS.items():

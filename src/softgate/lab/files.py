@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from softgate.errors import StateError
+from softgate.lab.os_errors import naming
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -19,8 +20,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
     Temporary file in the same folder, flush, fsync, rename, fsync of the folder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     raw = data.encode("utf-8") if isinstance(data, str) else data
+    with naming(path):
+        _replace(path, raw)
+
+
+def _replace(path: Path, raw: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from softgate.errors import ArgumentValueError
+from softgate.errors import ArgumentValueError, did_you_mean
 
 if TYPE_CHECKING:
     from softgate.lab.cell import CellRun
@@ -158,7 +158,10 @@ class Paper:
     def scale(self, name: str) -> Scale:
         """The scale called ``name``, or an error that lists the available ones."""
         if name not in self.scales:
-            raise ArgumentValueError(f"scale must be one of {', '.join(self.scales)} for {self.slug}, got {name!r}")
+            hint = did_you_mean(name, self.scales)
+            raise ArgumentValueError(
+                f"scale must be one of {', '.join(self.scales)} for {self.slug}, got {name!r}{hint}"
+            )
         return self.scales[name]
 
 
@@ -176,7 +179,8 @@ def load_paper(slug: str, module: str = "") -> Paper:
         module: importable module to take ``PAPER`` from, for a paper that is not one of softgate's.
     """
     if not module and slug not in paper_slugs():
-        raise ArgumentValueError(f"paper must be one of {', '.join(paper_slugs())}, got {slug!r}")
+        hint = did_you_mean(slug, paper_slugs()) or "; `softgate papers` says what each is about"
+        raise ArgumentValueError(f"paper must be one of {', '.join(paper_slugs())}, got {slug!r}{hint}")
     module = module or f"softgate.papers.{slug.replace('-', '_')}"
     paper = importlib.import_module(module).PAPER
     if not isinstance(paper, Paper) or paper.slug != slug:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from softgate._checks import check_device
 from softgate.errors import ArgumentValueError
 from softgate.lab.environment import environment
 from softgate.lab.files import folder_lock, write_atomic, write_json
@@ -30,6 +32,8 @@ class Outcome:
         results: content of ``results.json``.
         judgements: one per claim.
         interrupted: stopped by a signal before every cell was done; ``resume=True`` continues.
+        environment: a cell failed because this machine lacks something (data, a package, space, a device).
+        resume_command: what to type to continue, finished cells kept.
     """
 
     paper: Paper
@@ -37,12 +41,16 @@ class Outcome:
     results: dict[str, Any]
     judgements: tuple[Judgement, ...]
     interrupted: bool
+    environment: bool = False
+    resume_command: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0 every claim that can be measured here held, 1 one did not (or a cell failed), 130 interrupted."""
+        """0 every claim that can be measured here held, 1 one did not (or a cell failed), 3 machine, 130 stopped."""
         if self.interrupted:
             return 130
+        if self.environment:
+            return 3
         missed = {"reproduced in direction", "not reproduced"} & {j.verdict for j in self.judgements}
         failed = any(cell["status"] != "done" for cell in self.results["cells"])
         return 1 if missed or failed else 0
@@ -87,13 +95,14 @@ def reproduce(
 
     Raises:
         ArgumentValueError: unknown paper or scale, or a bad count.
-        StateError: another run uses the folder.
+        StateError: another run uses the folder, or there is no such device.
     """
     paper = load_paper(slug, module)
     plan = paper.scale(scale)
     for name, count in (("seeds", seeds), ("workers", workers)):
         if count is not None and count < 1:
             raise ArgumentValueError(f"{name} must be at least 1, got {count}")
+    check_device(device)
     folder = Path(out) / slug / scale
     cores = len(os.sched_getaffinity(0))
     width = 1 if plan.exclusive else (workers or cores)
@@ -130,10 +139,19 @@ def reproduce(
                 "threads_per_cell": tasks[0].threads,
             },
         }
-        outcome = _judge(paper, scale, folder, done, loaded=load > cores, record=record)
+        options = {"out": str(out), "on": on, "workers": workers, "device": device}
+        again = _resume_command(command, options, download=download)
+        outcome = replace(_judge(paper, scale, folder, done, loaded=load > cores, record=record), resume_command=again)
         if not outcome.interrupted:
             _write(outcome)
     return outcome
+
+
+def _resume_command(command: str, options: Mapping[str, Any], *, download: bool) -> str:
+    """``command`` with the options that are not the defaults, and ``--resume``."""
+    defaults = {"out": "runs", "on": "local", "workers": None, "device": "cpu"}
+    given = [f"--{name} {shlex.quote(str(value))}" for name, value in options.items() if value != defaults[name]]
+    return " ".join([command, *given, *(["--download"] if download else []), "--resume"])
 
 
 def _grid(plan: Scale, seeds: int | None) -> list[tuple[Cell, int]]:
@@ -181,7 +199,9 @@ def _judge(
             for r in done
         ],
     }
-    return Outcome(paper, folder, results, judgements, any(result.status == "interrupted" for result in done))
+    interrupted = any(result.status == "interrupted" for result in done)
+    lacks = any(result.status == "failed" and result.environment for result in done)
+    return Outcome(paper, folder, results, judgements, interrupted, lacks)
 
 
 def _config(plan: Scale, name: str) -> Any:

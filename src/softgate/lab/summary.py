@@ -20,9 +20,7 @@ _STYLE = {
 def print_summary(console: Console, outcome: Outcome) -> None:
     """Print claim · paper's figure · measured · verdict, then where everything lies (the relations: on the page)."""
     if outcome.interrupted:
-        console.print(
-            f"Interrupted. Continue with: [bold]{outcome.results['command']} --resume[/bold]", highlight=False
-        )
+        _continue_with(console, "Interrupted", outcome)
         return
     table = Table(
         title=f"{outcome.paper.title} · scale {outcome.results['scale']}",
@@ -48,4 +46,12 @@ def print_summary(console: Console, outcome: Outcome) -> None:
         if cell["status"] != "done":
             reason = (cell["error"] or "no reason given").strip().splitlines()[-1]
             console.print(Text(f"{cell['name']} seed {cell['seed']} {cell['status']}: {reason}", style="red"))
+    if outcome.environment:
+        _continue_with(console, "Something is missing on this machine: mend it", outcome)
     console.print(f"{outcome.results['seconds']:.0f} s · page: {outcome.folder / PAGE}", highlight=False)
+
+
+def _continue_with(console: Console, what: str, outcome: Outcome) -> None:
+    """Say how to go on, on a line of its own and unwrapped, to be copied."""
+    console.print(Text(f"{what}; what is finished is kept. Continue with:"))
+    console.print(Text(f"  {outcome.resume_command}", style="bold"), soft_wrap=True)

@@ -19,11 +19,20 @@ from typing import Any, Literal
 
 import torch
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, bad_value, check_choice
+from softgate._checks import check_device
+from softgate.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    MissingExtraError,
+    StateError,
+    bad_value,
+    check_choice,
+)
 from softgate.lab.cell import EVENTS, CellRun
 from softgate.lab.environment import environment
 from softgate.lab.files import folder_lock, write_json
 from softgate.lab.interrupts import Interrupted
+from softgate.lab.os_errors import explain_os_error
 from softgate.lab.paper import Cell, Paper, load_paper
 from softgate.lab.seeds import seed_everything
 
@@ -85,6 +94,7 @@ class CellResult:
         seconds: wall-clock time of the last attempt.
         attempts: how often the cell was started, counting the runs it was resumed from.
         reused: a finished result was found and nothing was measured.
+        environment: the cell failed because this machine lacks something (data, a package, space, a device).
     """
 
     task: CellTask
@@ -94,6 +104,7 @@ class CellResult:
     seconds: float = 0.0
     attempts: int = 1
     reused: bool = False
+    environment: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form, read back by :meth:`from_dict`."""
@@ -128,7 +139,11 @@ def run_task(task: CellTask) -> CellResult:
     except BaseException as error:  # SystemExit too: a cell that calls sys.exit() must not end the grid
         status: Status = "interrupted" if isinstance(error, KeyboardInterrupt | Interrupted) else "failed"
         seconds = round(time.monotonic() - started, 3)
-        return CellResult(task, status, error=_describe(error), seconds=seconds, attempts=attempts)
+        text = _describe(error)
+        if isinstance(error, OSError) and error.errno is not None:
+            text += "\n" + explain_os_error(error, folder)
+        lacks = isinstance(error, StateError | MissingExtraError | OSError)
+        return CellResult(task, status, error=text, seconds=seconds, attempts=attempts, environment=lacks)
 
 
 def follow_task(task: CellTask) -> None:
@@ -185,8 +200,7 @@ def _begin(task: CellTask) -> int:
 
 
 def _measure(task: CellTask, paper: Paper, cell: Cell) -> dict[str, Any]:
-    if task.device == "cuda" and not torch.cuda.is_available():
-        raise StateError("device 'cuda' was asked for and torch sees no CUDA device")
+    check_device(task.device)
     run = CellRun(
         paper=task.paper,
         scale=task.scale,

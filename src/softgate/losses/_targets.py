@@ -78,7 +78,7 @@ def _check_target(input: Tensor, target: Any, ignore_index: int) -> None:
     if target.dtype.is_floating_point:
         check_float_tensor("target", target)
         if target.shape != input.shape:
-            hint = "; class indices must be int64" if target.shape == rows else ""
+            hint = "; class indices must be int64: pass target.long()" if target.shape == rows else ""
             raise ArgumentValueError(f"target of class probabilities must have shape {tuple(input.shape)}, "
                                      f"got {tuple(target.shape)}{hint}")  # fmt: skip
         if ignore_index >= 0:
@@ -87,7 +87,8 @@ def _check_target(input: Tensor, target: Any, ignore_index: int) -> None:
     if target.dtype not in _INDEX_DTYPES:
         raise ArgumentTypeError(f"target must be int64 indices or floating-point probabilities, got {target.dtype}")
     if target.shape != rows:
-        raise ArgumentValueError(f"target of class indices must have shape {tuple(rows)}, got {tuple(target.shape)}")
+        raise ArgumentValueError(f"target of class indices must have shape {tuple(rows)}, got {tuple(target.shape)}"
+                                 f"{_index_hint(input, target)}")  # fmt: skip
     # Elsewhere the values are unknown (tracing) or reading them would stall the device; gather checks them there.
     if target.is_cpu and target.numel() and transform_reason(input, target) is None:
         classes = input.shape[axis]
@@ -98,6 +99,17 @@ def _check_target(input: Tensor, target: Any, ignore_index: int) -> None:
         if wrong.numel():
             raise ArgumentValueError(f"target must be in [0, {classes}) or equal to ignore_index={ignore_index}, "
                                      f"got {int(wrong[0])}")  # fmt: skip
+
+
+def _index_hint(input: Tensor, target: Tensor) -> str:
+    """What to type where the shape of ``target`` shows what was meant."""
+    if target.shape == input.shape:
+        index = f"target.argmax({class_axis(input)})"
+        return f"; pass one-hot targets as probabilities (target.float()) or as indices ({index})"
+    if input.ndim > 2 and target.shape == input.shape[:-1]:
+        given = f"classes are axis 1 of input {tuple(input.shape)}, as in cross_entropy"
+        return f"; {given}: pass input.flatten(0, -2) and target.flatten()"
+    return ""
 
 
 def autocast_input(input: Tensor) -> Tensor:

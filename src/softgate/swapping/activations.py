@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from softgate.errors import StateError
-from softgate.swapping.names import check_callable, room, unknown_name
+from softgate.swapping.names import check_accepts, check_callable, room, unknown_name
 from softgate.swapping.torch_nn import leave_nested_tensors
 from softgate.swapping.undo import Undo
 
@@ -104,6 +104,7 @@ def _builder(activation: Any, options: Mapping[str, Any]) -> Callable[[], nn.Mod
         if options:
             raise StateError("activation_options are for a name, a class or a function; the module has its own")
         return lambda: copy.deepcopy(activation)
+    check_accepts("activation", activation, options, given=0 if isinstance(activation, type) else 1)
     if isinstance(activation, type):
         return lambda: activation(**options)
     return lambda: FunctionActivation(activation, options)

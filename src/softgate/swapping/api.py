@@ -110,7 +110,8 @@ def swap(
         'MultiheadAttention'
     """
     if not isinstance(model, nn.Module):
-        bad_type("model", model, "an nn.Module")
+        loaded = f" (load it first: transformers.AutoModel.from_pretrained({model!r}))" if type(model) is str else ""
+        bad_type("model", model, f"an nn.Module{loaded}")
     given = dict(zip(PLACES, (attention, router, activation, loss, normalizer), strict=True))
     extra = dict(
         zip(

@@ -17,7 +17,7 @@ from softgate._checks import check_number
 from softgate._math import masks
 from softgate.errors import ArgumentValueError, check_choice
 from softgate.registry import Method
-from softgate.swapping.names import callable_name, check_callable, family, is_json, unknown_name
+from softgate.swapping.names import callable_name, check_accepts, check_callable, family, is_json, unknown_name
 
 #: Other names of a method, with the options that make it so.
 ALIASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -36,6 +36,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {"clipped_softmax": {"alpha": 4.0}}
 #: Methods without scores, to which a factor of the scores means nothing.
 WITHOUT_SCALE = ("norm_aware_linear",)
 _GATE_OPTIONS = ("granularity", "scale")
+#: What a model passes to its attention itself.
+_FROM_THE_MODEL = ("attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
 
 Kind = Literal["attention", "normalizer", "gated"]
 
@@ -124,6 +126,7 @@ def choose_attention(attention: str | Callable[..., Tensor], options: Mapping[st
     """The choice behind ``attention=``: a name or a function called like scaled_dot_product_attention."""
     if not isinstance(attention, str):
         check_callable("attention", attention, "or a function called like scaled_dot_product_attention")
+        check_accepts("attention", attention, options, given=3, taken=_FROM_THE_MODEL)
         return AttentionChoice(callable_name(attention), "attention", attention, dict(options), named=False)
     name = attention.removeprefix("softgate:").removeprefix("softgate_").removesuffix("_attention")
     if name == "gated":
@@ -134,6 +137,7 @@ def choose_attention(attention: str | Callable[..., Tensor], options: Mapping[st
     found = attention_methods()
     if name not in found:
         unknown_name("attention", attention, attention_names(), "a function called like scaled_dot_product_attention")
+    check_accepts("attention", found[name].function, options, given=3, taken=_FROM_THE_MODEL)
     chosen = {**fixed, **options}
     defaults = DEFAULTS.get(name, {})
     if not any(instead in chosen for instead in (*defaults, *LENGTH_OPTIONS.get(name, ("", ()))[1])):
@@ -151,6 +155,7 @@ def choose_normalizer(normalizer: str | Callable[..., Tensor], options: Mapping[
         if normalizer not in found:
             unknown_name("normalizer", normalizer, found, "a function called like torch.softmax: f(scores, dim)")
         name, function = normalizer, found[normalizer].function
+    check_accepts("normalizer", function, options, given=2)
     return AttentionChoice(
         name, "normalizer", NormalizedAttention(function), dict(options), named=isinstance(normalizer, str)
     )

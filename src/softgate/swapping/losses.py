@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from softgate.errors import StateError
-from softgate.swapping.names import check_callable, family, unknown_name
+from softgate.swapping.names import check_accepts, check_callable, family, unknown_name
 from softgate.swapping.undo import Undo
 
 _ALSO = "a function called like torch.nn.functional.cross_entropy"
@@ -31,6 +31,7 @@ def swap_loss(model: Any, loss: Any, options: Mapping[str, Any], undo: Undo) -> 
             unknown_name("loss", loss, named, _ALSO)
         loss = named[loss]
     check_callable("loss", loss, _ALSO)
+    check_accepts("loss", loss, options, given=2, taken=("ignore_index", "reduction"))
     if not hasattr(type(model), "loss_function"):
         raise StateError(
             f"{type(model).__name__} computes no loss itself: loss= is for models of transformers; elsewhere call the "

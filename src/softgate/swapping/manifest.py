@@ -89,7 +89,8 @@ def from_pretrained(folder: str | Path, *, model: nn.Module | None = None, **opt
     folder = Path(folder)
     if not folder.is_dir():
         raise ArgumentValueError(
-            f"folder must be a local folder that softgate.save_pretrained wrote, got {str(folder)!r}"
+            f"folder must be a local folder that softgate.save_pretrained wrote, got {str(folder)!r}; load any other "
+            "model with its own library and call softgate.swap on it"
         )
     manifest = read_manifest(folder)
     _check_index(folder)
@@ -150,7 +151,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The checked content of ``softgate.json`` in ``folder``."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise StateError(f"{folder} has no {MANIFEST}: it was not saved from a swapped model")
+        raise StateError(
+            f"{folder} has no {MANIFEST}: it was not saved from a swapped model; load it with its own "
+            "library and call softgate.swap on it"
+        )
     if path.stat().st_size > _LARGEST_MANIFEST:
         raise StateError(f"{path} is damaged: larger than any manifest")
     try:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NoReturn
 
-from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type
+from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, did_you_mean
 from softgate.registry import Method, methods
 
 
@@ -20,10 +21,38 @@ def check_options(argument: str, options: Any) -> dict[str, Any]:
     return dict(options)
 
 
+def check_accepts(
+    argument: str, function: Callable[..., Any], options: Mapping[str, Any], *, given: int, taken: Collection[str] = ()
+) -> None:
+    """Raise unless ``function`` takes every option by name.
+
+    Args:
+        argument: the place, for messages.
+        function: the function or class that will be called with the options.
+        options: the options.
+        given: how many arguments it is given by position.
+        taken: names that it is given by the model.
+    """
+    try:
+        parameters = list(inspect.signature(function).parameters.values())[given:]
+    except (TypeError, ValueError):  # a function of C without a signature: the call itself will say
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return
+    known = [parameter.name for parameter in parameters if parameter.name not in taken]
+    for option in options:
+        if option not in known:
+            raise ArgumentTypeError(
+                f"{argument}_options for {callable_name(function)} must be among {', '.join(known) or 'none'}, "
+                f"got {option!r}{did_you_mean(option, known)}"
+            )
+
+
 def unknown_name(argument: str, name: Any, known: Mapping[str, Any] | list[str], also: str) -> NoReturn:
     """Raise an error that lists the names known for ``argument``."""
     listed = ", ".join(repr(each) for each in sorted(known)) or "no names yet"
-    raise ArgumentValueError(f"{argument} must be one of {listed}, or {also}; got {name!r}")
+    hint = did_you_mean(name, known)
+    raise ArgumentValueError(f"{argument} must be one of {listed}, or {also}; got {name!r}{hint}")
 
 
 def family(site: str, kind: str) -> dict[str, Method]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from softgate.errors import ArgumentValueError, StateError
-from softgate.swapping.names import check_callable, room, unknown_name
+from softgate.swapping.names import check_accepts, check_callable, room, unknown_name
 from softgate.swapping.selftest import frozen
 from softgate.swapping.undo import Undo
 
@@ -121,6 +121,7 @@ def _builder(router: Any, options: Mapping[str, Any]) -> Callable[[Any], Any]:
         if options:
             raise StateError("router_options are for a name, a class or a function; the module has its own")
         return lambda gate: copy.deepcopy(router).to(gate.weight)
+    check_accepts("router", router, options, given=3 if isinstance(router, type) else 2)
     if isinstance(router, type):
 
         def construct(gate: Any) -> Any:

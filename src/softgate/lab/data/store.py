@@ -110,12 +110,19 @@ def missing(source: Source, wanted: str = "") -> NoReturn:
     places = [str(root / name) for root in data_folders() for name in source.folders]
     configured = "" if os.environ.get(ENVIRONMENT_VARIABLE) else f" (${ENVIRONMENT_VARIABLE} is not set)"
     megabytes = sum(resource.size for resource in source.resources) / 1e6
-    hosts = sorted({resource.url.split("/")[2] for resource in source.resources})
     raise MissingDataError(
         f"{source.name} was not found{f': no {wanted}' if wanted else ''}. Looked in: {', '.join(places)}{configured}. "
-        f"Pass download=True (--download on the command line) to fetch it from {', '.join(hosts)} "
-        f"({megabytes:.3g} MB), or put {', '.join(resource.name for resource in source.resources)} there yourself."
+        f"Pass download=True (--download on the command line) to fetch it from {_addresses(source)} "
+        f"({megabytes:.3g} MB), or put {', '.join(resource.name for resource in source.resources)} into "
+        f"{places[0] if places else f'a folder {source.folders[0]}/ below ${ENVIRONMENT_VARIABLE}'} yourself."
     )
+
+
+def _addresses(source: Source) -> str:
+    """The official addresses; only the folder where all files of ``source`` lie in one under their names."""
+    folders = {resource.url.removesuffix(resource.name) for resource in source.resources}
+    same = len(folders) == 1 and all(folder.endswith("/") for folder in folders)
+    return folders.pop() if same else ", ".join(resource.url for resource in source.resources)
 
 
 def obtain(source: Source, resource: Resource, *, download: bool) -> Path:

@@ -28,7 +28,8 @@ def write_index(out: Path) -> tuple[Path, list[tuple[Path, str]]]:
         except OSError as error:
             unreadable.append((path, error.strerror or str(error)))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            unreadable.append((path, f"not a record of a reproduction ({type(error).__name__}: {error})"))
+            reason = f"not a record of a reproduction that this softgate reads ({type(error).__name__}: {error})"
+            unreadable.append((path, f"{reason}; delete its folder, or repeat `softgate reproduce`"))
     write_atomic(out / PAGE, index_page(found))
     return out / PAGE, unreadable
 
