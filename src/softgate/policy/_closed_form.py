@@ -1,119 +1,192 @@
-"""SAPO with its gradient written down: one saved tensor, and no product of an infinite and a vanishing factor."""
+"""The objectives with their gradients written down: one array kept, no infinite factor times a vanishing one."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from softgate._math.double_backward import differentiable_gradients
-from softgate.dispatch import is_batched_gradient, transform_reason
-from softgate.policy._inputs import PolicyInputs, loss_dtype
+from softgate.policy._clipped import Clips, clipped
+from softgate.policy._inputs import loss_dtype
+from softgate.policy._row_sums import Constants, Terms, row_sums
 from softgate.policy.aggregation import reduce_sums
 from softgate.policy.gates import tau_of
-from softgate.policy.objective_options import how_to_reduce, inputs_of, kl_penalty, reduce_losses
+from softgate.policy.objective_options import (
+    how_to_reduce,
+    inputs_of,
+    kl_penalty,
+    reduce_losses,
+    sequence_log_ratio,
+)
 
 __all__: list[str] = []
 
 
-class _SapoRows(torch.autograd.Function):
-    """Losses ``-f_tau(r) A`` summed over the tokens of each row that count, ``(B,)``."""
+@dataclass(frozen=True)
+class _Sapo:
+    """``f sigma(tau (r - 1))`` with ``f = -4 A / tau``; constants f and tau."""
 
-    @staticmethod
-    def forward(
-        ctx: Any, logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float
-    ) -> Tensor:
-        log_ratio = torch.sub(logp, old_logp).to(advantages.dtype)
-        factor = -4 * advantages / tau
-        beyond = None
-        if _is_plain(log_ratio, factor, limit):
-            weight = keep.to(factor.dtype)  # a product with 0 or 1 is several times faster than a selection
-        else:
-            log_ratio.masked_fill_(~keep, 0.0)
-            beyond = log_ratio.abs() > limit
-            log_ratio.clamp_(-limit, limit)
-            weight, factor = keep, torch.where(keep, factor, 0.0)
-        ratio = log_ratio.exp_()
-        x = (ratio - 1).mul_(tau)
-        losses = torch.sigmoid(x).mul_(factor).mul_(weight)
-        sums = losses.sum(-1)
-        if logp.requires_grad:
-            # sigma(-x) rather than 1 - p, which is 0 from x = 17 on in float32
-            slope = x.neg_().sigmoid_().mul_(ratio).mul_(losses).mul_(tau)
-            if beyond is not None:  # the clamp has no gradient there
-                slope.masked_fill_(beyond, 0.0)
-            ctx.save_for_backward(logp, old_logp, advantages, keep, tau, slope)
-            ctx.limit = limit
-        return sums
+    through_ratio = True
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        logp, old_logp, advantages, keep, tau, slope = ctx.saved_tensors
-        (grad,) = grads
-        if torch.is_grad_enabled() or transform_reason(logp, grad) is not None or is_batched_gradient(grad):
+    def losses(self, log_ratio: Tensor, logp: Tensor, constants: Constants) -> Tensor:
+        factor, tau = constants
+        return torch.sigmoid(tau * (log_ratio.exp() - 1)) * factor
 
-            def rows(logp: Tensor) -> Tensor:
-                return _rows(logp, old_logp, advantages, keep, tau, ctx.limit)
-
-            (found,) = differentiable_gradients(rows, [logp], [True], grad)
-            return found, None, None, None, None, None
-        return (grad.unsqueeze(-1) * slope).to(logp.dtype), None, None, None, None, None
+    def fill(self, work: Tensor, logp: Tensor, slope: Tensor, spare: Tensor, constants: Constants) -> Tensor:
+        (factor, tau), ratio = constants, work.exp_()
+        x = torch.sub(ratio, 1, out=slope).mul_(tau)
+        losses = torch.sigmoid(x, out=spare).mul_(factor)
+        # sigma(-x) rather than 1 - p, which is 0 from x = 17 on in float32
+        x.neg_().sigmoid_().mul_(ratio).mul_(losses).mul_(tau)
+        return losses
 
 
-def _is_plain(log_ratio: Tensor, factor: Tensor, limit: float) -> bool:
-    """Whether nothing is NaN or beyond the limit, masked positions included; only where looking costs no waiting."""
-    if not log_ratio.is_cpu or log_ratio.numel() == 0:
-        return False
-    low, high = (bound.item() for bound in log_ratio.aminmax())
-    return -limit <= low and high <= limit and math.isfinite(factor.sum().item())
+@dataclass(frozen=True)
+class _Clipped:
+    """``f`` times the ratio, cut from above where ``f = -A < 0``, else from below, and at the cap; constant f."""
+
+    clips: Clips
+    through_ratio = True
+
+    def losses(self, log_ratio: Tensor, logp: Tensor, constants: Constants) -> Tensor:
+        return clipped(log_ratio, -constants[0], self.clips).loss
+
+    def fill(self, work: Tensor, logp: Tensor, slope: Tensor, spare: Tensor, constants: Constants) -> Tensor:
+        (factor,) = constants
+        whole = torch.mul(work.exp_(), factor, out=slope)
+        least = torch.where(factor < 0, factor * (1 + self.clips.high), factor * (1 - self.clips.low))
+        losses = torch.maximum(whole, least, out=work)
+        passes = torch.ge(whole, least, out=spare)
+        if self.clips.cap < float("inf"):
+            most = torch.where(factor > 0, factor * self.clips.cap, float("inf"))
+            losses = torch.minimum(losses, most, out=losses)
+            passes.mul_(whole <= most)
+        whole.mul_(passes)
+        return losses
 
 
-def _rows(logp: Tensor, old_logp: Tensor, advantages: Tensor, keep: Tensor, tau: Tensor, limit: float) -> Tensor:
-    """The same from ordinary operations, for derivatives of the gradient."""
-    log_ratio = torch.where(keep, (logp - old_logp).to(advantages.dtype), 0.0).clamp(-limit, limit)
-    return torch.where(keep, torch.sigmoid(tau * (log_ratio.exp() - 1)) * (-4 * advantages / tau), 0.0).sum(-1)
+@dataclass(frozen=True)
+class _Weighted:
+    """``f`` times log pi times the capped ratio, which is a constant; constant ``f = -A``."""
+
+    cap: float
+    through_ratio = False
+
+    def losses(self, log_ratio: Tensor, logp: Tensor, constants: Constants) -> Tensor:
+        return log_ratio.detach().exp().clamp(max=self.cap) * constants[0] * logp
+
+    def fill(self, work: Tensor, logp: Tensor, slope: Tensor, spare: Tensor, constants: Constants) -> Tensor:
+        return torch.mul(torch.mul(work.exp_().clamp_(max=self.cap), constants[0], out=slope), logp, out=spare)
 
 
-def run_closed_form(
-    logp: Tensor,
-    old_logp: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    tau_pos: float | Tensor,
-    tau_neg: float | Tensor,
-    centered: bool,
-    gate: str,
-    level: str,
-    **options: Any,
+@dataclass(frozen=True)
+class _LogRatio:
+    """``f`` times the log-ratio itself; constant f."""
+
+    through_ratio = True
+
+    def losses(self, log_ratio: Tensor, logp: Tensor, constants: Constants) -> Tensor:
+        return log_ratio * constants[0]
+
+    def fill(self, work: Tensor, logp: Tensor, slope: Tensor, spare: Tensor, constants: Constants) -> Tensor:
+        slope.copy_(constants[0].expand_as(slope))
+        return work.mul_(constants[0])
+
+
+def with_stats(run: Callable[..., Tensor], reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The closed form ``run``; statistics, where asked for, are those of the reference, which then keeps no graph."""
+
+    def whole(*args: Any, return_stats: bool = False, **options: Any) -> Any:
+        loss = run(*args, **options)
+        if not return_stats:
+            return loss
+        with torch.no_grad():
+            return loss, reference(*args, return_stats=True, **options)[1]
+
+    return whole
+
+
+class _Rows:
+    """A call of an objective, on the way from row sums to the loss."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], full: Any) -> None:
+        (logp, old_logp, advantages, _), self.tensors, self.full = tensors, tensors, full
+        wide = advantages.detach().to(loss_dtype(logp, old_logp))
+        #: Advantages ``(B, 1)`` or ``(B, T)`` in the dtype of the loss.
+        self.advantages = wide[:, None] if wide.ndim == 1 else wide
+
+    def sums(self, terms: Terms, *constants: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of the terms over the tokens of each row, and how many those are."""
+        logp, old_logp, _, mask = self.tensors
+        return row_sums(terms, self.full["max_log_ratio"], logp, old_logp.detach(), mask, *constants)
+
+    def loss(self, sums: Tensor, lengths: Tensor, level: str = "token") -> Tensor:
+        """The aggregate of losses that have been summed over rows, with the KL term where there is one."""
+        full = self.full
+        loss = reduce_sums(sums, lengths, **how_to_reduce(full))
+        if not full["beta"]:
+            return loss
+        logp, old_logp, advantages, mask = self.tensors
+        inputs, limit = inputs_of(logp, old_logp, advantages, mask, full), full["max_log_ratio"]
+        log_weight = inputs.log_ratio(limit) if level == "token" else sequence_log_ratio(inputs, limit)
+        return loss + reduce_losses(kl_penalty(inputs, log_weight, full), inputs.mask, full)
+
+
+def run_sapo(
+    *args: Tensor, tau_pos: float | Tensor, tau_neg: float | Tensor, centered: bool, gate: str, level: str, **full: Any
 ) -> Tensor:
     """The loss of :func:`softgate.policy.sapo_loss`."""
-    full: Any = options
-    keep = mask if mask.dtype == torch.bool else mask != 0
-    wide = advantages.detach().to(loss_dtype(logp, old_logp))
-    wide = wide[:, None] if wide.ndim == 1 else wide
-    tau = tau_of(wide, tau_pos, tau_neg)
-    sums = _SapoRows.apply(logp, old_logp.detach(), wide, keep, tau, full["max_log_ratio"])
+    rows = _Rows(args, full)
+    tau = tau_of(rows.advantages, tau_pos, tau_neg)
+    sums, lengths = rows.sums(_Sapo(), -4 * rows.advantages / tau, tau)
     if centered:
-        sums = sums + torch.where(keep, 2 * wide / tau, 0.0).sum(-1)
-    loss = reduce_sums(sums, keep, **how_to_reduce(full))
-    if full["beta"]:
-        inputs: PolicyInputs = inputs_of(logp, old_logp, advantages, mask, full)
-        penalty = kl_penalty(inputs, inputs.log_ratio(full["max_log_ratio"]), full)
-        loss = loss + reduce_losses(penalty, inputs.mask, full)
-    return loss
+        sums = sums + torch.where(args[3] != 0, 2 * rows.advantages / tau, 0.0).sum(-1)
+    return rows.loss(sums, lengths)
 
 
-def closed_form_refuses(
-    *args: Any, gate: Any = "sapo", level: str = "token", return_stats: bool = False, **options: Any
-) -> str | None:
+def sapo_refuses(*args: Any, gate: Any = "sapo", level: str = "token", **options: Any) -> str | None:
     """Why the closed form cannot run this call, None if it can."""
     if gate != "sapo":
         return "it knows the gate 'sapo' alone"
-    if level != "token":
-        return "it gates tokens, not sequences"
-    if return_stats:
-        return "it does not keep the gates, which statistics need"
+    return None if level == "token" else "it gates tokens, not sequences"
+
+
+def run_grpo(
+    *args: Tensor, eps_low: float, eps_high: float, delta: float | None, dual_clip: float | None, **full: Any
+) -> Tensor:
+    """The loss of :func:`softgate.policy.grpo_loss`."""
+    rows = _Rows(args, full)
+    return rows.loss(*rows.sums(_Clipped(Clips(eps_low, eps_high, delta, dual_clip)), -rows.advantages))
+
+
+def run_cispo(*args: Tensor, eps_max: float, **full: Any) -> Tensor:
+    """The loss of :func:`softgate.policy.cispo_loss`."""
+    rows = _Rows(args, full)
+    return rows.loss(*rows.sums(_Weighted(eps_max), -rows.advantages))
+
+
+def run_gspo(*args: Tensor, eps_low: float, eps_high: float, level: str, **full: Any) -> Tensor:
+    """The loss of :func:`softgate.policy.gspo_loss`: one ratio, and one loss, per row."""
+    rows = _Rows(args, full)
+    sums, lengths = rows.sums(_LogRatio(), torch.ones_like(rows.advantages))
+    advantages = torch.where(lengths > 0, rows.advantages[:, 0], 0.0)
+    losses = clipped(sums / lengths.clamp(min=1), advantages, Clips(eps_low, eps_high)).loss
+    return rows.loss(losses * lengths, lengths, "sequence")
+
+
+def gspo_refuses(*args: Any, level: str = "sequence", **options: Any) -> str | None:
+    """Why the closed form cannot run this call, None if it can."""
+    if level != "sequence":
+        return "it knows one ratio per sequence, not those of tokens"
+    advantages = args[2]
+    if advantages.ndim == 2 and advantages.shape[1] != 1:
+        return "it knows one advantage per sequence"
+    return None
+
+
+def never_refuses(*args: Any, **options: Any) -> str | None:
+    """The closed form runs every call."""
     return None

@@ -84,23 +84,22 @@ def reduce_tokens(
 ) -> Tensor:
     """:func:`aggregate` of arguments that have been checked, with a bool mask."""
     sums_B = torch.where(keep_BT, losses_BT, 0.0).sum(-1)
-    return reduce_sums(sums_B, keep_BT, how, empty=empty, max_length=max_length, num_tokens=num_tokens)
+    return reduce_sums(sums_B, keep_BT.sum(-1), how, empty=empty, max_length=max_length, num_tokens=num_tokens)
 
 
 def reduce_sums(
     sums_B: Tensor,
-    keep_BT: Tensor,
+    lengths_B: Tensor,
     how: str,
     *,
     empty: str,
     max_length: int | None,
     num_tokens: float | Tensor | None,
 ) -> Tensor:
-    """:func:`reduce_tokens` of losses that have been summed over the tokens of each row."""
+    """:func:`reduce_tokens` of losses that have been summed over the tokens of each row, of which there are so many."""
     if how == "token_mean_global":
         assert num_tokens is not None
         return sums_B.sum() / num_tokens
-    lengths_B = keep_BT.sum(-1)
     if how == "token_mean":
         return sums_B.sum() / lengths_B.sum().clamp(min=1)
     if how == "seq_mean_token_mean":
@@ -108,7 +107,7 @@ def reduce_sums(
     if empty == "drop":
         total = sums_B.sum() / (lengths_B > 0).sum().clamp(min=1)
     else:
-        total = sums_B.sum() / max(keep_BT.shape[0], 1)
+        total = sums_B.sum() / max(lengths_B.shape[0], 1)
     if how == "token_sum_norm":
         assert max_length is not None
         return total / max_length

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from softgate._checks import check_number
+from softgate.dispatch import call
+from softgate.policy._clipped import Clips, check_clips, clipped
+from softgate.policy._closed_form import gspo_refuses, never_refuses, run_cispo, run_grpo, run_gspo, with_stats
 from softgate.policy.objective_options import (
+    DEFAULTS,
     LossOptions,
     TokenLoss,
     check_level,
@@ -19,12 +23,14 @@ from softgate.policy.objective_options import (
     policy_samples,
     sequence_log_ratio,
 )
-from softgate.registry import method
+from softgate.registry import Kernel, method, record_of
 
 __all__ = ["cispo_loss", "grpo_loss", "gspo_loss", "reinforce_loss"]
 
 #: verl's limit of the log-ratio in the token form of GSPO.
 _LARGEST_TOKEN_LOG = 10.0
+#: Ratios are bounded, by the limit of the log-ratio, far below the upper one: nothing is cut.
+_NO_CLIPS: dict[str, Any] = {"eps_low": 1.0, "eps_high": 1e38, "delta": None, "dual_clip": None}
 
 
 def reinforce_loss(
@@ -53,36 +59,27 @@ def reinforce_loss(
 
     Paper: the on-policy limit of all objectives in arXiv 2511.20347.
     """
-    full: Any = check_options(logp, old_logp, advantages, mask, options)
+    full = check_options(logp, old_logp, advantages, mask, options)
+    return call(record_of(grpo_loss), logp, old_logp, advantages, mask, **_NO_CLIPS, **full)
+
+
+def _grpo(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    eps_low: float = 0.2,
+    eps_high: float = 0.2,
+    delta: float | None = None,
+    dual_clip: float | None = None,
+    **options: Any,
+) -> Any:
+    """``-min(r A, clip(r) A)``, aggregated."""
+    full: Any = {**DEFAULTS, **options}
     inputs = inputs_of(logp, old_logp, advantages, mask, full)
-    log_ratio = inputs.log_ratio(full["max_log_ratio"])
-    ratio = log_ratio.exp()
-    return finish(TokenLoss(-ratio * inputs.advantages, torch.ones_like(ratio), log_ratio), inputs, full)
-
-
-def _clipped(
-    log_weight: Tensor, advantages: Tensor, low: float, high: float, delta: float | None, dual_clip: float | None
-) -> TokenLoss:
-    """The clipped surrogate of ratios ``exp(log_weight)``, and where its gradient passes."""
-    ratio = log_weight.exp()
-    capped = ratio if delta is None else ratio.clamp(max=delta)
-    loss = -torch.min(capped * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
-    cap = float("inf") if delta is None else delta
-    if dual_clip is not None:
-        loss = torch.where(advantages < 0, torch.min(loss, -dual_clip * advantages), loss)
-        cap = min(cap, dual_clip)
-    cut = torch.where(advantages > 0, ratio > 1 + high, (ratio < 1 - low) | (ratio > cap))
-    return TokenLoss(loss, (~cut).to(ratio.dtype), log_weight)
-
-
-def _check_clips(eps_low: Any, eps_high: Any, delta: Any, dual_clip: Any) -> tuple[float, float, Any, Any]:
-    low = check_number("eps_low", eps_low, low=0.0, high=1.0)
-    high = check_number("eps_high", eps_high, low=0.0, high_open=True)
-    if delta is not None:
-        delta = check_number("delta", delta, low=1 + high, low_open=True, high_open=True)
-    if dual_clip is not None:
-        dual_clip = check_number("dual_clip", dual_clip, low=1.0, low_open=True, high_open=True)
-    return low, high, delta, dual_clip
+    clips = Clips(eps_low, eps_high, delta, dual_clip)
+    return finish(clipped(inputs.log_ratio(full["max_log_ratio"]), inputs.advantages, clips), inputs, full)
 
 
 def _grpo_bad_inputs() -> Any:
@@ -97,6 +94,8 @@ def _grpo_bad_inputs() -> Any:
     family="custom",
     paper="sapo",
     source="-min(r A, clip(r, 1 - eps_low, 1 + eps_high) A); delta: two-sided clipping; dual_clip: -c A for A < 0",
+    reference=_grpo,
+    kernels=(Kernel("closed_form", with_stats(run_grpo, _grpo), never_refuses),),
     variants={"default": {}, "capped": {"delta": 1.5, "dual_clip": 1.9, "aggregation": "token_mean"}},
     samples=policy_samples,
     bad_inputs=_grpo_bad_inputs,
@@ -145,10 +144,12 @@ def grpo_loss(
 
     Paper: the baseline of arXiv 2511.20347, sec. 2; GRPO is arXiv 2402.03300.
     """
-    clips = _check_clips(eps_low, eps_high, delta, dual_clip)
-    full: Any = check_options(logp, old_logp, advantages, mask, options)
-    inputs = inputs_of(logp, old_logp, advantages, mask, full)
-    return finish(_clipped(inputs.log_ratio(full["max_log_ratio"]), inputs.advantages, *clips), inputs, full)
+    clips = check_clips(eps_low, eps_high, delta, dual_clip)
+    full = check_options(logp, old_logp, advantages, mask, options)
+    return call(
+        record_of(grpo_loss), logp, old_logp, advantages, mask,
+        eps_low=clips.low, eps_high=clips.high, delta=clips.delta, dual_clip=clips.dual_clip, **full,
+    )  # fmt: skip
 
 
 def _gspo_bad_inputs() -> Any:
@@ -158,11 +159,34 @@ def _gspo_bad_inputs() -> Any:
         yield (logp, logp, torch.ones(2), torch.ones(2, 3)), {name: value}, ValueError, name
 
 
+def _gspo(
+    logp: Tensor,
+    old_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    eps_low: float = 3e-4,
+    eps_high: float = 4e-4,
+    level: str = "sequence",
+    **options: Any,
+) -> Any:
+    """The clipped surrogate of the sequence's ratio, aggregated."""
+    full: Any = {**DEFAULTS, **options}
+    inputs = inputs_of(logp, old_logp, advantages, mask, full)
+    log_weight = sequence_log_ratio(inputs, full["max_log_ratio"])
+    if level == "token":
+        log_weight = log_weight.detach() + inputs.logp - inputs.logp.detach()
+        log_weight = log_weight.clamp(max=_LARGEST_TOKEN_LOG)
+    return finish(clipped(log_weight, inputs.advantages, Clips(eps_low, eps_high)), inputs, full)
+
+
 @method(
     site="policy",
     family="custom",
     paper="sapo",
     source="the clipped surrogate of s_i = exp(mean_t(logp - old_logp))",
+    reference=_gspo,
+    kernels=(Kernel("closed_form", with_stats(run_gspo, _gspo), gspo_refuses),),
     samples=policy_samples,
     bad_inputs=_gspo_bad_inputs,
     deviations=("the log-ratios of tokens are cut at 20 before the mean", "the loss of 16-bit inputs is float32"),
@@ -208,17 +232,37 @@ def gspo_loss(
 
     Paper: the baseline of arXiv 2511.20347, sec. 2; GSPO is arXiv 2507.18071.
     """
-    low, high, _, _ = _check_clips(eps_low, eps_high, None, None)
+    clips = check_clips(eps_low, eps_high)
     check_level(level)
-    full: Any = check_options(logp, old_logp, advantages, mask, options)
+    full = check_options(logp, old_logp, advantages, mask, options)
+    return call(
+        record_of(gspo_loss), logp, old_logp, advantages, mask,
+        eps_low=clips.low, eps_high=clips.high, level=level, **full,
+    )  # fmt: skip
+
+
+def _cispo(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, *, eps_max: float = 5.0, **options: Any
+) -> Any:
+    """``-sg(min(r, eps_max)) A log pi``, aggregated."""
+    full: Any = {**DEFAULTS, "aggregation": "token_mean", **options}
     inputs = inputs_of(logp, old_logp, advantages, mask, full)
-    log_weight = sequence_log_ratio(inputs, full["max_log_ratio"])
-    if level == "token":
-        log_weight = log_weight.detach() + inputs.logp - inputs.logp.detach()
-        log_weight = log_weight.clamp(max=_LARGEST_TOKEN_LOG)
-    return finish(_clipped(log_weight, inputs.advantages, low, high, None, None), inputs, full)
+    log_ratio = inputs.log_ratio(full["max_log_ratio"])
+    ratio = log_ratio.detach().exp()
+    weight = ratio.clamp(max=eps_max)
+    return finish(TokenLoss(-weight * inputs.advantages * inputs.logp, weight / ratio, log_ratio), inputs, full)
 
 
+@method(
+    site="policy",
+    family="custom",
+    paper="sapo",
+    source="-sg(min(r, eps_max)) A log pi",
+    reference=_cispo,
+    kernels=(Kernel("closed_form", with_stats(run_cispo, _cispo), never_refuses),),
+    register=False,  # its gradient is by intention not that of its value
+    deviations=("log-ratios are cut at 20, as in verl; TRL has no limit", "the loss of 16-bit inputs is float32"),
+)
 def cispo_loss(
     logp: Tensor,
     old_logp: Tensor,
@@ -255,9 +299,5 @@ def cispo_loss(
     Paper: a baseline beside arXiv 2511.20347; CISPO is arXiv 2506.13585.
     """
     cap = check_number("eps_max", eps_max, low=0.0, low_open=True, high_open=True)
-    full: Any = check_options(logp, old_logp, advantages, mask, options, aggregation="token_mean")
-    inputs = inputs_of(logp, old_logp, advantages, mask, full)
-    log_ratio = inputs.log_ratio(full["max_log_ratio"])
-    ratio = log_ratio.detach().exp()
-    weight = ratio.clamp(max=cap)
-    return finish(TokenLoss(-weight * inputs.advantages * inputs.logp, weight / ratio, log_ratio), inputs, full)
+    full = check_options(logp, old_logp, advantages, mask, options, aggregation="token_mean")
+    return call(record_of(cispo_loss), logp, old_logp, advantages, mask, eps_max=cap, **full)
