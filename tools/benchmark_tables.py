@@ -57,23 +57,34 @@ def _figures(record: Record, section: str) -> list[Record]:
 
 
 def _attention(record: Record) -> Iterator[Comparison]:
-    for section in ("forward", "training"):
+    # Sections of a GPU say their dtype and sizes: forward_bfloat16_4x16x64.
+    for section in record:
+        kind, *about = section.split("_")
+        if kind not in ("forward", "training", "linear") or about[-1:] == ["threads"]:
+            continue
+        setting = "".join(f", {part}" for part in about)
         for r in _figures(record, section):
-            name = f"{r['op']} {section}, T {r['T']:,}{', causal' if r['causal'] else ''}"
-            yield Comparison(name, r["ours_ms"], "SDPA", r["sdpa_ms"], r["limit_ms"])
-    for r in _figures(record, "linear"):
-        if not r["op"].startswith("sdpa"):
-            yield Comparison(f"{r['op']}, T {r['T']:,}", r["ms"], "SDPA", r["ms"] / r["over sdpa"])
+            size = f"T {r['T']:,}{', causal' if r.get('causal') else ''}{setting}"
+            if kind != "linear":
+                yield Comparison(f"{r['op']} {kind}, {size}", r["ours_ms"], "SDPA", r["sdpa_ms"], r["limit_ms"])
+            elif not r["op"].startswith("sdpa"):
+                yield Comparison(f"{r['op']}, {size}", r["ms"], "SDPA", r["ms"] / r["over sdpa"])
 
 
 def _fused_linear(record: Record) -> Iterator[Comparison]:
-    peers = {"eager": "matmul + cross_entropy", "torch": "F.linear_cross_entropy", "liger": "Liger"}
-    for r in _figures(record, "fused_linear"):
-        s = {name: 1e3 * seconds for name, seconds in r["seconds"].items()}
-        for key, peer in peers.items():
-            if key in s:
-                size = _size(r, "rows", "features", "classes")
-                yield Comparison(f"fused linear cross-entropy, {size}", s["ours"], peer, s[key], s["gemm3"])
+    peers = {
+        "eager": "matmul + cross_entropy",
+        "compiled": "the same, compiled",
+        "torch": "F.linear_cross_entropy",
+        "liger": "Liger",
+    }
+    for section in ("fused_linear", "float32", "bfloat16"):
+        for r in _figures(record, section):
+            s = {name: 1e3 * seconds for name, seconds in r["seconds"].items()}
+            for key, peer in peers.items():
+                if key in s:
+                    size = f"{_size(r, 'rows', 'features', 'classes')}, {r['dtype']}"
+                    yield Comparison(f"fused linear cross-entropy, {size}", s["ours"], peer, s[key], s["gemm3"])
 
 
 def _gaussian_moe(record: Record) -> Iterator[Comparison]:
@@ -180,7 +191,7 @@ def _routing(record: Record) -> Iterator[Comparison]:
             yield Comparison(f"experts {step}, {size}", ours, "transformers, grouped_mm", theirs, limit)
 
 
-#: benchmark-NAME.json -> how its sections become comparisons.
+#: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "attention": _attention,
     "fused-linear": _fused_linear,
@@ -208,8 +219,8 @@ def comparisons(found: dict[str, Record]) -> list[Comparison]:
     rows = [
         Comparison(**{**vars(row), "benchmark": name})
         for name, record in found.items()
-        if name in _READERS
-        for row in _READERS[name](record)
+        if name.removesuffix("-cuda") in _READERS
+        for row in _READERS[name.removesuffix("-cuda")](record)
     ]
     return sorted(rows, key=lambda row: (-row.ratio, row.benchmark, row.operation, row.peer))
 
@@ -242,7 +253,8 @@ def _totals(found: dict[str, Record], rows: Sequence[Comparison]) -> list[list[s
         mine = [row for row in rows if row.benchmark == name]
         sections = [part for part in record.values() if isinstance(part, dict) and "environment" in part]
         last = max(sections, key=lambda part: part["environment"]["date"])
-        where = f"{last['environment'].get('cpu', '')}, torch {last['environment']['torch']}"
+        chips = [gpu["name"] for gpu in last["environment"].get("gpus") or ()] if name.endswith("-cuda") else []
+        where = f"{chips[0] if chips else last['environment'].get('cpu', '')}, torch {last['environment']['torch']}"
         lost = [row for row in mine if row.ratio > 1.0]
         worst = f"{mine[0].ratio:.2f} ({mine[0].peer})" if mine else "no comparisons are read from it yet"
         load = f"{max(part['load_per_core'] for part in sections):.1f}"
