@@ -57,7 +57,7 @@ def test_documents_link_to_files_that_exist():
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
-        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "losses", "swap", "diagnose")),
+        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "losses", "swap", "diagnose", "benchmarks")),
     )
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):

@@ -16,6 +16,7 @@ from softgate._cli_errors import ENVIRONMENT, errors_as_exit_codes, warn
 app = typer.Typer(
     name="softgate",
     help="Softmax and gating in deep networks: reproduce the papers' claims, look into models and at this machine.",
+    epilog="Start with: softgate doctor · softgate papers · softgate reproduce gated-attention --scale smoke",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -27,7 +28,7 @@ OutDir = Annotated[Path, typer.Option("--out", help="Folder that receives PAPER/
 def main() -> None:
     """Entry point of the ``softgate`` command."""
     with errors_as_exit_codes():
-        app()
+        app(prog_name="softgate")
 
 
 def _print_json(value: Any) -> None:
@@ -117,7 +118,10 @@ def reproduce(
     workers: Annotated[int | None, typer.Option(min=1, help="Cells at a time; one per core by default.")] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where cells compute.")] = "cpu",
     download: Annotated[
-        bool, typer.Option("--download", help="Missing data sets may be downloaded (else $SOFTGATE_DATA).")
+        bool,
+        typer.Option(
+            "--download", help="Missing data sets may be downloaded; else they are sought below $SOFTGATE_DATA."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:

@@ -94,7 +94,7 @@ def _from_folder(folder: Path) -> DiagnosedModel:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise StateError(f"{path} is damaged: {error}") from error
+        raise StateError(f"{path} is damaged ({error}): save or download it again") from error
     if isinstance(config, dict) and "architecture" in config and "model_type" not in config:
         return _from_timm(str(folder), f"local-dir:{folder}")
     if not isinstance(config, dict) or "model_type" not in config:

@@ -99,10 +99,7 @@ def reproduce(
     """
     paper = load_paper(slug, module)
     plan = paper.scale(scale)
-    for name, count in (("seeds", seeds), ("workers", workers)):
-        if count is not None and count < 1:
-            raise ArgumentValueError(f"{name} must be at least 1, got {count}")
-    check_device(device)
+    _check_request(seeds, workers, device)
     folder = Path(out) / slug / scale
     cores = len(os.sched_getaffinity(0))
     width = 1 if plan.exclusive else (workers or cores)
@@ -145,6 +142,14 @@ def reproduce(
         if not outcome.interrupted:
             _write(outcome)
     return outcome
+
+
+def _check_request(seeds: int | None, workers: int | None, device: str) -> None:
+    """Fail before anything is removed or started."""
+    for name, count in (("seeds", seeds), ("workers", workers)):
+        if count is not None and count < 1:
+            raise ArgumentValueError(f"{name} must be at least 1, got {count}")
+    check_device(device)
 
 
 def _resume_command(command: str, options: Mapping[str, Any], *, download: bool) -> str:
