@@ -1,14 +1,16 @@
 """Policy objectives: the loss alone, and log-probabilities with it at a large vocabulary, against the eager formulas.
 
-    python benchmarks/policy.py [--seconds S] [--shape B,T] [--head N,d,V] [--losses L ...] [--out DIR]
+    python benchmarks/policy.py [--seconds S] [--shape B,T] [--groups P,n] [--head N,d,V] [--losses L ...] [--out DIR]
     python benchmarks/policy.py --device cuda [--dtype bfloat16]
 
 Forward and backward, candidates in turns; one thread and float32 on the CPU. ``trl_x`` is TRL's formula of the
-objective x in torch operations; ``limit`` reads three arrays and writes one of the same size. At the head, ``eager`` is
-a log-softmax of all logits, ``trl`` the chunked function of TRL and ``liger`` Liger's fused head and loss, where they
-are installed; all but the last end in an objective on float32 log-probabilities. Rows are of 1024 tokens at most.
+objective x in torch operations; ``limit`` reads three arrays and writes one of the same size. Listwise: P lists of n
+answers, as equal blocks (``dense``), with ids in order, and with ids of lists of n / 2 to 3 n / 2. At the head,
+``eager`` is a log-softmax of all logits, ``trl`` the chunked function of TRL and ``liger`` Liger's fused head and loss,
+where they are installed; all but the last end in an objective on float32 log-probabilities. Rows are of 1024 tokens at
+most.
 Memory is the peak beyond the gradients. Figures go to DIR/benchmark-policy.json, those of a GPU to
-DIR/benchmark-policy-cuda.json. Smoke: --shape 8,64 --head 64,32,1000.
+DIR/benchmark-policy-cuda.json. Smoke: --shape 8,64 --groups 8,4 --head 64,32,1000.
 """
 
 from __future__ import annotations
@@ -25,10 +27,11 @@ from _policy_peers import eager_log_probs, liger_loss, trl_cispo, trl_grpo, trl_
 from _timing import CONSOLE, peak_bytes, table, write_record
 from softgate.lab.timing import interleaved, load_per_core
 from softgate.losses import selective_log_softmax_fused
-from softgate.policy import cispo_loss, grpo_loss, gspo_loss, sapo_loss
+from softgate.policy import adpo_loss, cispo_loss, grpo_loss, gspo_loss, sapo_loss
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 SHAPE = (64, 4096)
+GROUPS = (12_500, 8)
 HEAD = {"cpu": (512, 256, 151_936), "cuda": (8192, 2048, 151_936)}
 #: Tokens of a row at the head: Liger works on one row after the other.
 ROW = 1024
@@ -61,6 +64,23 @@ def objective_steps(rows: int, length: int, device: str) -> dict[str, Step]:
     found |= {f"trl_{name}": step(loss) for name, loss in TRL.items()}
     found["limit"] = lambda: torch.where(mask, torch.sub(logp.detach(), others[0], out=outputs), 0.0)
     return found
+
+
+def listwise_steps(lists: int, size: int, device: str) -> dict[str, Step]:
+    rows = lists * size
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(rows, generator=generator) - 1
+    logp = (old + 0.1 * torch.randn(rows, generator=generator)).to(device).requires_grad_()
+    old, scores = old.to(device), torch.rand(rows, generator=generator).to(device)
+    sizes = torch.randint(size // 2, size + size // 2 + 1, (2 * lists,), generator=generator)
+    ragged = torch.arange(2 * lists).repeat_interleave(sizes)[:rows]
+    shuffled = ragged[torch.randperm(rows, generator=generator)]
+    ids = {"sorted": torch.arange(lists).repeat_interleave(size), "ragged": ragged, "ragged_shuffled": shuffled}
+
+    def step(group_id: Tensor | int) -> Step:
+        return lambda: torch.autograd.grad(adpo_loss(logp, old, scores, group_id), logp)
+
+    return {"dense": step(size), **{name: step(tensor.to(device)) for name, tensor in ids.items()}}
 
 
 def head_losses(name: str, tokens: int, width: int, vocabulary: int, device: str, dtype: torch.dtype) -> dict[str, Any]:
@@ -99,6 +119,12 @@ def measure_objectives(rows: int, length: int, seconds: float, device: str) -> d
     return {"shape": (rows, length), **found}
 
 
+def measure_listwise(lists: int, size: int, seconds: float, device: str) -> dict[str, Any]:
+    found = measure(listwise_steps(lists, size, device), 4 * lists * size, seconds, device)
+    found["ratios"] = {f"{name} / dense": found["ms"][name] / found["ms"]["dense"] for name in list(found["ms"])[1:]}
+    return {"shape": (lists, size), **found}
+
+
 def measure_head(name: str, sizes: tuple[int, int, int], seconds: float, device: str, dtype: torch.dtype) -> Any:
     losses = head_losses(name, *sizes, device, dtype)
     leaves = losses.pop("")
@@ -123,6 +149,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=20.0, help="per table")
     parser.add_argument("--shape", type=sizes, default=SHAPE)
+    parser.add_argument("--groups", type=sizes, default=GROUPS)
     parser.add_argument("--head", type=sizes, help=f"N,d,V; {HEAD}")
     parser.add_argument("--losses", nargs="*", choices=list(OURS), default=["sapo", "grpo"], help="at the head")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -136,6 +163,8 @@ def main() -> None:
     dtype = getattr(torch, options.dtype or ("float32" if device == "cpu" else "bfloat16"))
     sections = {"objective": measure_objectives(*options.shape, options.seconds, device)}
     show("objective", sections["objective"])
+    sections["listwise"] = measure_listwise(*options.groups, options.seconds, device)
+    show("listwise", sections["listwise"])
     for name in options.losses:
         key = f"head_{name}"
         sections[key] = measure_head(name, options.head or HEAD[device], options.seconds, device, dtype)

@@ -1,7 +1,6 @@
 from .adaptive import AdaptiveTau as AdaptiveTau
 from .adpo import ADPOLoss as ADPOLoss
 from .adpo import adpo_loss as adpo_loss
-from .adpo import sequence_logp as sequence_logp
 from .advantages import group_advantages as group_advantages
 from .aggregation import AGGREGATIONS as AGGREGATIONS
 from .aggregation import aggregate as aggregate
@@ -32,6 +31,7 @@ from .preference_pairs import robust_dpo_loss as robust_dpo_loss
 from .preference_targets import group_z_scores as group_z_scores
 from .preference_targets import preference_target as preference_target
 from .preference_targets import smoothed_cdf as smoothed_cdf
+from .sequences import sequence_logp as sequence_logp
 from .soft_adaptive import sapo_loss as sapo_loss
 from .soft_generation import SoftRollout as SoftRollout
 from .soft_generation import SoftSampling as SoftSampling

@@ -10,6 +10,7 @@ from torch import Tensor
 from softgate._checks import check_same_device
 from softgate.dispatch import transform_reason
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad_value
+from softgate.policy._runs import Runs
 
 __all__: list[str] = []
 
@@ -65,18 +66,24 @@ def grouped(group_id: Tensor | int, rows: int) -> Groups:
         return Groups(None, None, (rows // group_id, group_id))
     if rows == 0:
         return Groups(None, None, (0, 1))
+    if transform_reason(group_id) is None:
+        runs = Runs.of(group_id)
+        order, sizes = runs.order, runs.sizes
+        widest = int(sizes.max())
+    else:
+        order, sizes = _traced(group_id)
+        widest = rows
+    count, place = sizes.shape[0], torch.arange(widest, device=group_id.device)
+    starts = sizes.cumsum(0) - sizes
+    position = (starts[:, None] + place).clamp_max(rows - 1)
+    kept = None if count * widest == rows else place < sizes[:, None]
+    return Groups(position if order is None else order[position], kept, (count, widest))
+
+
+def _traced(group_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows sorted by group and the sizes of the groups, followed by zeros, (B,) both: no shape depends on the ids."""
     ids, order = torch.sort(group_id, stable=True)
     first = torch.ones_like(ids, dtype=torch.bool)
     first[1:] = ids[1:] != ids[:-1]
     slot = first.cumsum(0) - 1
-    sizes = torch.zeros_like(slot).scatter_add(0, slot, torch.ones_like(slot))
-    count, widest = rows, rows
-    if transform_reason(group_id) is None:
-        count, widest = int(slot[-1]) + 1, int(sizes.max())
-        sizes = sizes[:count]
-    starts = sizes.cumsum(0) - sizes
-    place = torch.arange(widest, device=group_id.device)
-    kept = place < sizes[:, None]
-    position = (starts[:, None] + place).clamp_max(rows - 1)
-    full = count * widest == rows
-    return Groups(order[position], None if full else kept, (count, widest))
+    return order, torch.zeros_like(slot).scatter_add(0, slot, torch.ones_like(slot))

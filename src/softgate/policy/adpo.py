@@ -15,51 +15,17 @@ from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad
 from softgate.policy import anchored, plackett_luce, preference_targets
 from softgate.policy._candidates import REDUCTIONS, as_mask, can_read
 from softgate.policy._groups import Groups, check_group_id, grouped
+from softgate.policy._listwise_runs import run_runs, runs_refuse
 from softgate.policy.adaptive import AdaptiveTau
-from softgate.registry import method, record_of
+from softgate.policy.sequences import LENGTH_NORMS, sequence_logp
+from softgate.registry import Kernel, method, record_of
 
-__all__ = ["ADPOLoss", "adpo_loss", "sequence_logp"]
+__all__ = ["ADPOLoss", "adpo_loss"]
 
 _Sample = tuple[tuple[Any, ...], dict[str, Any]]
 _Bad = tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]
 
 TARGETS = (*preference_targets.KINDS, "plackett_luce")
-LENGTH_NORMS = ("mean", "sum")
-
-
-def sequence_logp(logp: Tensor, token_mask: Tensor | None = None, length_norm: str = "mean") -> Tensor:
-    """Log-probability of a sequence from those of its tokens: their mean, or their sum.
-
-    The sum makes the effective tau smaller by the length, tens to hundreds of times.
-
-    Args:
-        logp: (B, T) log-probabilities of the tokens.
-        token_mask: (B, T), True (or not 0) at the tokens that count; None for all.
-        length_norm: ``"mean"`` or ``"sum"``.
-
-    Returns:
-        (B,) in float32 or wider; 0 for a sequence without tokens.
-
-    Raises:
-        ArgumentTypeError: ``logp`` is no floating-point tensor, or ``token_mask`` no mask.
-        ArgumentValueError: shapes do not fit, or ``length_norm`` is not allowed.
-
-    Example:
-        >>> import torch
-        >>> sequence_logp(torch.tensor([[-1.0, -3.0, -9.0]]), torch.tensor([[1, 1, 0]]))
-        tensor([-2.])
-
-    Paper: ADPO, arXiv 2510.18913 (token means); its TRL fork has sums.
-    """
-    if check_float_tensor("logp", logp).ndim != 2:
-        bad_value("logp", tuple(logp.shape), "of shape (B, T)")
-    check_choice("length_norm", length_norm, LENGTH_NORMS)
-    kept = as_mask("token_mask", token_mask, logp)
-    wide = logp.to(compute_dtype(logp.dtype))
-    total = (wide if kept is None else torch.where(kept, wide, 0.0)).sum(-1)
-    if length_norm == "sum":
-        return total
-    return total / (max(logp.shape[1], 1) if kept is None else kept.sum(-1).clamp_min(1))
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[_Sample]:
@@ -145,6 +111,7 @@ def _temperatures(
     paper="adpo",
     source="the anchored listwise loss on sequence log-probabilities, with its targets and adaptive temperature",
     reference=_reference,
+    kernels=(Kernel("runs", run_runs, runs_refuse),),
     samples=_samples,
     bad_inputs=_bad,
     variants={"default": {}, "ranking": {"target": "plackett_luce", "tau": 0.5}},
