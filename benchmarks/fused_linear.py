@@ -43,6 +43,8 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_zloss": {"loss": "zloss"},
     "ours_rows": {"reduction": "none"},
 }
+#: Rows per chunk that are tried on a GPU beside those taken by themselves.
+CHUNKS = (256, 1024, 4096)
 PEERS = ("gemm3", "eager", "compiled", "torch", "liger", "liger_float32")
 #: From this many multiplications a product on, a step takes a CPU so long that the variants of ours are left out and
 #: three turns are taken.
@@ -87,7 +89,8 @@ def steps_of(x: Tensor, w: Tensor, y: Tensor) -> dict[str, Step]:
     def step(loss: Callable[[], Tensor]) -> Step:
         return lambda: torch.autograd.grad(loss().mean(), (x, w))
 
-    found = {name: step(lambda o=options: fused_linear_loss(x, w, y, **o)) for name, options in OURS.items()}
+    options = OURS | ({f"ours_{rows}": {"chunk": rows} for rows in CHUNKS} if x.is_cuda else {})
+    found = {name: step(lambda o=chosen: fused_linear_loss(x, w, y, **o)) for name, chosen in options.items()}
     found["eager"] = step(lambda: eager(x, w, y))
     if x.is_cuda:
         compiled = torch.compile(eager, dynamic=False)

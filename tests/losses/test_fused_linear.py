@@ -20,6 +20,10 @@ from softgate.losses import (
     selective_log_softmax_fused,
     stablemax_cross_entropy,
 )
+from softgate.losses.fused_linear.chunks import Problem, chunk_rows
+from softgate.losses.fused_linear.passes import TorchPasses
+from softgate.losses.fused_linear.settings import Settings
+from softgate.losses.fused_linear.shards import Shard
 
 INF, NAN = float("inf"), float("nan")
 LOSSES: dict[str, dict[str, Any]] = {
@@ -459,6 +463,18 @@ def test_logits_are_never_whole(backend, reduction) -> None:
 
 
 # --- module ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("features", "classes", "expected"),
+    [(256, 32_000, 84), (512, 32_000, 168), (256, 8_000, 128), (64, 100_000, 64), (4096, 32_000, 512), (8, 4, 128)],
+)
+def test_rows_per_chunk(features: int, classes: int, expected: int) -> None:
+    x, w = torch.empty(2000, features), torch.empty(classes, features)
+    settings = Settings()
+    labels = torch.zeros(2000, dtype=torch.int64)
+    p = Problem(x, w, None, None, labels, None, settings, TorchPasses(), Shard.of(w, None))
+    assert chunk_rows(p) == expected
 
 
 def test_module() -> None:

@@ -28,6 +28,10 @@ __all__: list[str] = []
 #: Memory of one chunk of logits, unless that is fewer rows than products need to be fast.
 _BYTES = 1 << 27
 _FEWEST, _MOST = 64, 512
+#: A chunk so small that more rows, for faster products, are worth more than less memory.
+_SMALL, _SMALL_ROWS = 1 << 22, 128
+#: On a GPU every chunk starts some fifty kernels, and the sum of the weight's gradient is read and written once.
+_GPU_BYTES, _GPU_ROWS = 1 << 30, 1024
 #: From this size on an allocation is a mapping of its own.
 _LARGE = 1 << 23
 
@@ -112,9 +116,13 @@ def chunk_rows(p: Problem) -> int:
     if isinstance(p.settings.chunk, int):
         return p.settings.chunk
     classes, features = p.weight.shape
-    fitting = _BYTES // (max(classes, 1) * p.wide.itemsize)
-    wanted = max(min(features // 3 // 32 * 32, _MOST), 2 * _FEWEST)
-    return min(max(min(wanted, fitting), _FEWEST), max(p.count, 1))
+    row = max(classes, 1) * p.wide.itemsize
+    if p.x.is_cuda:
+        rows = min(max(features // 3 // 64 * 64, _GPU_ROWS), _GPU_BYTES // row)
+    else:
+        wanted = max(features // 3 // 4 * 4, min(_SMALL // row, _SMALL_ROWS))
+        rows = min(wanted, _MOST, _BYTES // row)
+    return min(max(rows, _FEWEST), max(p.count, 1))
 
 
 class Block:
@@ -186,15 +194,15 @@ class Block:
         gx_nD = torch.zeros_like(x_nD, dtype=self.p.wide) if into.x is not None else None
         started = part.start > 0 or not self.whole
         for columns in self._pieces():
-            g = g_nV[:, columns]
-            if self._is_negligible(g):
+            if self._is_negligible(g_nV[:, columns]):
                 continue
+            g = g_nV[:, columns].to(self.operand)
             if gx_nD is not None:
                 self.multiply(g, self.p.weight[columns], gx_nD, add=True)
             if into.weight is not None:
                 self.multiply(g.t(), x_nD, into.weight[columns], add=started)
             if into.bias is not None:
-                into.bias[columns].add_(g.sum(0))
+                into.bias[columns].add_(g_nV[:, columns].sum(0))
         if into.x is not None and gx_nD is not None:
             into.x[part if self.p.rows is None else self.p.rows[part]] = gx_nD
 

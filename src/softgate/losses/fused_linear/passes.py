@@ -18,8 +18,9 @@ from softgate.losses.fused_linear.settings import Settings
 
 __all__: list[str] = []
 
-#: Entries of the logits that are worked on at a time: with the scratch of the same size they stay in the cache.
-_TILE = 1 << 18
+#: Entries of the logits that are worked on at a time: with the scratch of the same size they stay in the cache. On a
+#: GPU, where starting a kernel costs more, as many as leave the scratch below the logits.
+_TILE, _GPU_TILE = 1 << 18, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _scores_(z: Tensor, classes: Classes, columns: slice, settings: Settings) ->
 
 
 def _tiles(z: Tensor) -> list[slice]:
-    width = max(_TILE // max(z.shape[0], 1), 1)
+    width = max((_TILE if z.is_cpu else _GPU_TILE) // max(z.shape[0], 1), 1)
     return [slice(start, min(start + width, z.shape[1])) for start in range(0, z.shape[1], width)]
 
 
