@@ -3,6 +3,8 @@ from .adversarial_comp_sum import margin_shift as margin_shift
 from .collapse_free import collapse_free_cross_entropy as collapse_free_cross_entropy
 from .comp_sum import CompSumLoss as CompSumLoss
 from .comp_sum import comp_sum_loss as comp_sum_loss
+from .comp_sum_margins import CompSumMarginLoss as CompSumMarginLoss
+from .comp_sum_margins import comp_sum_margin_loss as comp_sum_margin_loss
 from .comp_sum_members import generalized_cross_entropy as generalized_cross_entropy
 from .comp_sum_members import mae_loss as mae_loss
 from .comp_sum_members import sum_exponential_loss as sum_exponential_loss
