@@ -176,13 +176,23 @@ def _write_index(out: Path) -> Path:
 @app.command(epilog="Example: softgate report --out runs --open")
 def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
-    out: OutDir = Path("runs"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder that receives the site; an earlier one is replaced.")
+    ] = Path("site"),
+    results: Annotated[
+        Path | None,
+        typer.Option("--results", help="Folder with records, e.g. runs; those published with softgate if not given."),
+    ] = None,
 ) -> None:
-    """Write the index page over every reproduction below OUT."""
-    page = _write_index(out)
-    print(page)
+    """Build the static site: papers with what was measured of them, guide and reference (extra `docs`)."""
+    from softgate.lab.site import build_site
+
+    built = build_site(out, results)
+    for path, reason in built.left_out:
+        Console(stderr=True).print(Text(f"left out {path}: {reason}", style="yellow"), soft_wrap=True)
+    print(built.front)
     if open_page:
-        typer.launch(page.resolve().as_uri())
+        typer.launch(built.front.as_uri())
 
 
 @app.command(

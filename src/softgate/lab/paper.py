@@ -165,6 +165,29 @@ class Paper:
         return self.scales[name]
 
 
+@dataclass(frozen=True)
+class PlannedPaper:
+    """A paper without a file yet: enough to say that it is missing.
+
+    Attributes:
+        slug: the name its file will have.
+        title: full title.
+        arxiv: identifier.
+        date: ``"YYYY-MM"`` of the first version.
+        sites: rooms its methods will stand in.
+        summary: what it claims, in our own words.
+        venue: where it was published, if known.
+    """
+
+    slug: str
+    title: str
+    arxiv: str
+    date: str
+    sites: tuple[str, ...]
+    summary: str
+    venue: str = ""
+
+
 def paper_slugs() -> list[str]:
     """Slugs of all papers, found by listing ``softgate.papers``; nothing is imported but that package."""
     package = importlib.import_module("softgate.papers")

@@ -45,9 +45,19 @@ class Stat:
         mean = math.nan if item["mean"] is None else item["mean"]
         return cls(item["figure"], item["cell"], mean, item["spread"], tuple(item["values"]))
 
+    @property
+    def shown_mean(self) -> str:
+        """The mean as every page shows it."""
+        return format_number(self.mean)
+
+    @property
+    def shown_spread(self) -> str:
+        """The spread as every page shows it; empty for a single seed."""
+        return "" if self.spread is None else f"{self.spread:.2g}"
+
     def __str__(self) -> str:
-        spread = "" if self.spread is None else f" ± {self.spread:.2g}"
-        return f"{self.figure}[{self.cell}] {format_number(self.mean)}{spread}"
+        spread = f" ± {self.shown_spread}" if self.shown_spread else ""
+        return f"{self.figure}[{self.cell}] {self.shown_mean}{spread}"
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,17 @@ def escape(value: object) -> Markup:
     return value if isinstance(value, Markup) else Markup(html.escape(str(value), quote=True))
 
 
-def tag(name: str, *children: object, cls: str = "", **attributes: str) -> Markup:
+def tag(name: str, /, *children: object, cls: str = "", **attributes: str) -> Markup:
     """One element; children and attribute values are escaped."""
     fields = {**({"class": cls} if cls else {}), **attributes}
     head = "".join(f' {key}="{html.escape(value, quote=True)}"' for key, value in fields.items())
+    if name in _WITHOUT_CONTENT:
+        return Markup(f"<{name}{head}>")
     return Markup(f"<{name}{head}>{''.join(map(escape, children))}</{name}>")
 
 
-#: A line break, the one element here without content.
-BREAK = Markup("<br>")
+_WITHOUT_CONTENT = frozenset({"br", "img", "input"})
+BREAK = tag("br")
 
 
 def link(url: str, text: object) -> Markup:
@@ -36,12 +38,21 @@ def link(url: str, text: object) -> Markup:
 
 
 def table(header: Sequence[object], rows: Iterable[Sequence[object]], numeric: Sequence[int] = ()) -> Markup:
-    """A table; columns in ``numeric`` are right-aligned."""
-    head = tag("tr", *[tag("th", cell, cls="num" if i in numeric else "") for i, cell in enumerate(header)])
+    """A table; columns in ``numeric`` are right-aligned.
+
+    What is too wide scrolls, by keyboard too; every cell knows its heading, for a style that stacks them.
+    """
+    classes = ["num" if index in numeric else "" for index in range(len(header))]
+    head = [tag("th", cell, cls=cls, scope="col") for cell, cls in zip(header, classes, strict=True)]
     body = [
-        tag("tr", *[tag("td", cell, cls="num" if i in numeric else "") for i, cell in enumerate(row)]) for row in rows
-    ]
-    return tag("div", tag("table", tag("thead", head), tag("tbody", *body)), cls="scroll")
+        tag("tr", *[
+            tag("td", cell, cls=cls, **{"data-label": str(name)})
+            for cell, cls, name in zip(row, classes, header, strict=True)
+        ])
+        for row in rows
+    ]  # fmt: skip
+    inside = tag("table", tag("thead", tag("tr", *head)), tag("tbody", *body), cls="data")
+    return tag("div", inside, cls="scroll", tabindex="0", role="group", **{"aria-label": "table"})
 
 
 def document(title: str, *body: object) -> str:
@@ -55,8 +66,8 @@ def document(title: str, *body: object) -> str:
     return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{tag("main", *body)}</body></html>\n'
 
 
-def verdict_mark(verdict: str) -> Markup:
-    """A verdict in its colour, readable without colour too."""
+def verdict_mark(verdict: str, count: int | None = None) -> Markup:
+    """A verdict in its colour, readable without colour too; ``count`` says how many claims have it."""
     kind = {
         "reproduced": "good",
         "reproduced in direction": "fair",
@@ -64,4 +75,5 @@ def verdict_mark(verdict: str) -> Markup:
         "not reproduced": "bad",
     }.get(verdict, "none")
     sign = {"good": "✓", "fair": "≈", "bad": "✗", "none": "–"}[kind]
-    return tag("span", f"{sign} {verdict}", cls=f"verdict {kind}")
+    number = "" if count is None else f"{count} "
+    return tag("span", f"{sign} {number}{verdict}", cls=f"verdict {kind}")

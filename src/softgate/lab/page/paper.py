@@ -26,12 +26,12 @@ def paper_page(results: Mapping[str, Any], plots: Mapping[str, str]) -> str:
         tag("h1", paper["title"]),
         _byline(paper),
         tag("p", paper["summary"]),
-        _verdict_line(results),
+        verdict_line(results),
         tag("h2", "Claims"),
-        _claims(results),
+        claims_table(results),
         *pictures(plots),
         tag("h2", "What was measured"),
-        _cells(results),
+        cells_table(results),
         *_notes(results),
         tag("h2", "Run it yourself"),
         tag("pre", tag("code", results["command"])),
@@ -52,7 +52,8 @@ def _byline(paper: Mapping[str, Any]) -> Markup:
     return tag("p", *parts, cls="soft")
 
 
-def _verdict_line(results: Mapping[str, Any]) -> Markup:
+def verdict_line(results: Mapping[str, Any]) -> Markup:
+    """How many claims have which verdict."""
     verdicts = [claim["verdict"] for claim in results["claims"]]
     counted: list[object] = []
     for verdict in dict.fromkeys(verdicts):
@@ -60,7 +61,8 @@ def _verdict_line(results: Mapping[str, Any]) -> Markup:
     return tag("p", *counted, cls="tally")
 
 
-def _claims(results: Mapping[str, Any]) -> Markup:
+def claims_table(results: Mapping[str, Any]) -> Markup:
+    """Every claim with its relation, the paper's figure, the measured figures and the verdict."""
     rows = []
     for claim in results["claims"]:
         statement = [tag("strong", claim["statement"]), BREAK, tag("code", claim["relation"])]
@@ -82,7 +84,11 @@ def _measured(claim: Mapping[str, Any]) -> Markup:
     for item in claim["measured"]:
         stat = Stat.from_json(item)
         count = len(item["values"])
-        lines += [str(stat), tag("span", f" ({count} seed{'s' * (count > 1)})", cls="soft"), BREAK]
+        place = {"data-figure": stat.figure, "data-cell": stat.cell}
+        lines += [f"{stat.figure}[{stat.cell}] ", tag("span", stat.shown_mean, **place, **{"data-part": "mean"})]
+        if stat.shown_spread:
+            lines += [" ± ", tag("span", stat.shown_spread, **place, **{"data-part": "spread"})]
+        lines += [tag("span", f" ({count} seed{'s' * (count > 1)})", cls="soft"), BREAK]
     return tag("div", *lines)
 
 
@@ -97,13 +103,14 @@ def pictures(plots: Mapping[str, str]) -> list[Markup]:
     return [tag("h2", "Pictures"), tag("div", *figures, cls="plots")]
 
 
-def _cells(results: Mapping[str, Any]) -> Markup:
+def cells_table(results: Mapping[str, Any]) -> Markup:
+    """Every figure of every cell and seed, and the errors of cells that failed."""
     names = list(dict.fromkeys(name for cell in results["cells"] for name in _scalars(cell["figures"])))
     rows = []
     for cell in results["cells"]:
         scalars = _scalars(cell["figures"])
         state = cell["status"] if cell["status"] != "done" else f"{cell['seconds']:.0f} s"
-        numbers = ["" if name not in scalars else _number(scalars[name]) for name in names]
+        numbers = [_number(cell, name) if name in scalars else "" for name in names]
         rows.append([cell["name"], cell["seed"], state, *numbers])
     errors = [
         tag(
@@ -122,8 +129,11 @@ def _scalars(figures: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in figures.items() if not isinstance(value, list)}
 
 
-def _number(value: float | None) -> str:
-    return "NaN" if value is None else format_number(float(value))
+def _number(cell: Mapping[str, Any], name: str) -> Markup:
+    value = cell["figures"][name]
+    text = "NaN" if value is None else format_number(float(value))
+    place = {"data-figure": name, "data-cell": str(cell["name"]), "data-seed": str(cell["seed"])}
+    return tag("span", text, **place)
 
 
 def _notes(results: Mapping[str, Any]) -> list[Markup]:
