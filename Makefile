@@ -1,5 +1,6 @@
 # make reproduce [PAPER=gated-attention] [SCALE=laptop]   set up, then measure a paper's claims on this machine
 # make test                                               set up, then lint, types and every test
+# make site                                               set up, then the static site, in site/
 PAPER  ?= gated-attention
 SCALE  ?= laptop
 PYTHON ?= python3
@@ -10,7 +11,7 @@ NATIVE := CMakeLists.txt $(wildcard native/*)
 
 export MPLBACKEND := Agg
 
-.PHONY: reproduce test lint types stubs bench clean help
+.PHONY: reproduce test lint types stubs bench site clean help
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -31,6 +32,10 @@ types: $(VENV)/.installed-dev
 stubs: $(VENV)/.installed-dev
 	$(BIN)/python tools/stubs.py
 
+site: $(VENV)/.installed
+	$(PIP) --no-build-isolation --editable '.[docs]'
+	$(BIN)/softgate report --out site
+
 bench: $(VENV)/.installed-dev
 	for site in $$($(BIN)/softgate bench); do $(BIN)/softgate bench $$site || exit 1; done
 
@@ -49,9 +54,9 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 
 # timm asks for torchvision, whose resolver would replace the CPU torch by gigabytes of CUDA; both go in alone.
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) --no-build-isolation --editable '.[dev,data,hf,ray,rl]'
+	$(PIP) --no-build-isolation --editable '.[dev,docs,data,hf,ray,rl]'
 	$(PIP) --no-deps timm torchvision
 	@touch $@
 
 clean:
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build site $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ import functools
 from html.parser import HTMLParser
 from pathlib import Path
 
+INLINE = {"a", "code", "em", "span", "strong"}
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "wbr"}
 
 
@@ -35,9 +36,11 @@ class Element:
         ]
 
     def text(self, without=lambda element: False):
+        """The text below; what is not part of a line of text is set apart by spaces."""
         if without(self):
             return " "
-        return "".join(child if isinstance(child, str) else child.text(without) for child in self.children)
+        text = "".join(child if isinstance(child, str) else child.text(without) for child in self.children)
+        return text if self.name in INLINE else f" {text} "
 
 
 class _Reader(HTMLParser):

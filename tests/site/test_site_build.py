@@ -1,6 +1,7 @@
 """What goes into the site and what is refused: hostile records, folders that are not ours, missing packages."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree
@@ -21,6 +22,8 @@ from softgate.lab.site.paper_page import paper_markdown
 from softgate.lab.site.policy import restrict
 from softgate.lab.site.records import find_records
 
+#: The directive with its continuation lines.
+MATH = re.compile(r"^( *\.\. math:: *.*\n)((?: {4,}\S.*\n)*)", re.MULTILINE)
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = "</p><script>alert(1)</script>\n\n# x <img src=x onerror=y> [a](javascript:b) `c` \x01"
 
@@ -170,7 +173,15 @@ def test_docstrings_become_markdown():
     )
     assert "[`softgate.a.f`][softgate.a.f]" in text and "`torch.Tensor`" in text
     assert "p&lt;x>:\n" in text and ">>> f(<x>)" in text
-    assert "```latex\na = b\n+ c\n```" in text
+    (picture,) = parse(text).find("img")
+    assert picture.attributes["alt"] == "a = b + c" and picture.attributes["src"].startswith("data:image/svg+xml;")
+
+
+def test_every_formula_of_the_docstrings_is_drawn():
+    found = [text for path in (ROOT / "src" / "softgate").rglob("*.py") for text in MATH.findall(path.read_text())]
+    assert len(found) >= 30
+    assert not [text for text in found if "latex" in markdown("".join(text))]
+    assert "```latex" in markdown(r".. math:: \nosuchcommand x"), "what cannot be drawn is shown as it is written"
 
 
 def test_an_example_becomes_a_program_with_its_imports_first():

@@ -76,7 +76,7 @@ def test_the_page_of_a_paper_has_everything(slug, site):
 @pytest.mark.parametrize("slug", paper_slugs())
 def test_the_snippet_of_a_paper_runs_and_prints_what_it_says(slug, site):
     example = example_for(load_paper(slug), all_names()).example
-    code = read(site / "papers" / f"{slug}.html").find("div", class_="highlight")[0].text()
+    code = read(site / "papers" / f"{slug}.html").find("div", class_="highlight")[0].find("code")[0].text()
     assert " ".join(code.split()) == " ".join(example.split())
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

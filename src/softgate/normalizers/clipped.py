@@ -115,7 +115,7 @@ def clipped_softmax(
     Example:
         >>> import torch
         >>> clipped_softmax(torch.tensor([4.0, 3.0, 0.0]), gamma=-0.1)
-        tensor([0.6891, 0.1903, 0.0000])
+        tensor([0.6935, 0.1919, 0.0000])
 
     Paper: Quantizable Transformers, arXiv 2306.12929, eq. 4.
     """

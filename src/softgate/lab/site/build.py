@@ -99,7 +99,7 @@ def build_site(out: Path, results: Path | None = None) -> Built:
 
 def content_folder() -> Path:
     """Guide, records and pictures: part of an installed package, or ``docs/`` of a checkout."""
-    installed = _HERE / "content"
+    installed = _HERE / "docs"
     return installed if installed.is_dir() else _HERE.parents[3] / "docs"
 
 

@@ -26,7 +26,7 @@ def configuration(work: Path, nav: Sequence[Any], known: Sequence[str], sources:
         "site_dir": str(work / "site"),
         "use_directory_urls": False,
         "theme": _theme(work / "theme"),
-        "extra": {"generator": False},
+        "extra": {"generator": False, "homepage": "index.html"},
         "extra_css": ["assets/site.css"],
         "plugins": [_mkdocstrings(known, sources)],
         "markdown_extensions": [

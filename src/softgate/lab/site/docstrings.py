@@ -8,10 +8,10 @@ from typing import Any
 
 import griffe
 
+from softgate.lab.site.formulas import formula
 from softgate.lab.site.names import ROLE
 
 _MATH = re.compile(r"^(?P<indent> *)\.\. math:: *(?P<first>.*)\n?(?P<rest>(?:(?P=indent) +\S.*\n?)*)", re.MULTILINE)
-_INLINE_MATH = re.compile(r":math:`([^`]+)`")
 _LITERAL = re.compile(r"(?<=\S)::[ ]*$", re.MULTILINE)
 _TAG = re.compile(r"<(?=[A-Za-z/!])")
 
@@ -30,26 +30,28 @@ class Markdown(griffe.Extension):
 
 
 def markdown(text: str, known: Collection[str] = ()) -> str:
-    """``text`` with references as links or code, formulas as code, and no word that could be taken for a tag."""
+    """``text`` with references as links or code, formulas as pictures, and no word that could be taken for a tag."""
 
     def reference(match: re.Match[str]) -> str:
         target = match[1]
         return f"[`{target}`][{target}]" if target in known else f"`{target}`"
 
     text = _LITERAL.sub(":", _MATH.sub(_formula, text))
-    text = _INLINE_MATH.sub(r"`\1`", ROLE.sub(reference, text))
+    text = ROLE.sub(reference, text)
     return "\n".join(line if _is_code(line) else _without_tags(line) for line in text.split("\n"))
 
 
 def _formula(match: re.Match[str]) -> str:
     indent = match["indent"]
-    lines = [match["first"], *match["rest"].splitlines()]
-    body = "\n".join(f"{indent}{line.strip()}" for line in lines if line.strip())
-    return f"\n{indent}```latex\n{body}\n{indent}```\n\n"
+    latex = " ".join([match["first"], *match["rest"].split()]).strip()
+    drawn = formula(latex)
+    shown = drawn if drawn is not None else f"```latex\n{indent}{latex}\n{indent}```"
+    return f"\n{indent}{shown}\n\n"
 
 
 def _is_code(line: str) -> bool:
-    return line.lstrip().startswith((">>>", "..."))
+    """Examples, and what :func:`_formula` has written."""
+    return line.lstrip().startswith((">>>", "...", '<p class="formulas">'))
 
 
 def _without_tags(line: str) -> str:

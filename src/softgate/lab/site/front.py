@@ -75,7 +75,7 @@ def _group(name: str, legend: str, values: Iterable[str]) -> Markup:
 def _card(entry: Entry, names: list[Name]) -> Markup:
     about = entry.about
     methods = [name.name for name in names_for(entry.paper, names)] if entry.paper else []
-    text = " ".join([about.title, about.slug, about.arxiv, about.venue, *methods, *entry.sites])
+    text = " ".join([about.title, about.slug, about.arxiv, about.venue, about.summary, *methods, *entry.sites])
     marks = [tag("li", verdict_mark(verdict, count or None)) for verdict, count in entry.tally.items()]
     byline: list[object] = [f"{about.date} · ", arxiv_link(about.arxiv), f" · {about.venue}" if about.venue else ""]
     article = tag(

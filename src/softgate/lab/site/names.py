@@ -19,7 +19,7 @@ from softgate.lab.paper import Paper
 from softgate.registry import SITES
 
 #: A reference of reST, ``:func:`x```, with what stands between the backticks.
-ROLE = re.compile(r":(?:class|func|mod|data|meth|attr|exc|obj):`~?\.?([^`]+)`")
+ROLE = re.compile(r":(?:class|func|mod|data|meth|attr|exc|obj|math):`~?\.?([^`]+)`")
 #: Pages of the reference beside those of the rooms.
 MODULES = ("softgate", "softgate.numpy", "softgate.testing", "softgate.errors")
 
@@ -82,7 +82,8 @@ def _statement(example: doctest.Example) -> Iterator[str]:
     body = ast.parse(example.source).body
     if example.want and len(body) == 1 and isinstance(body[0], ast.Expr) and not example.source.startswith("print("):
         shown = ast.get_source_segment(example.source, body[0]) or ""
-        yield example.source.replace(shown, f"print({shown})", 1)
+        bare = isinstance(body[0].value, ast.Tuple) and not shown.startswith("(")
+        yield example.source.replace(shown, f"print(({shown}))" if bare else f"print({shown})", 1)
     else:
         yield example.source
     for line in example.want.splitlines():

@@ -16,6 +16,7 @@ OPTIONS: Mapping[str, Any] = {
     # what every torch module has, and private names; calling an object is part of its interface
     "filters": ["!^_(?!_call__)", "!^extra_repr$"],
     "docstring_style": "google",
+    "docstring_options": {"returns_multiple_items": False, "returns_named_value": False},
     "docstring_section_style": "list",
     "heading_level": 2,
     "line_length": 100,
