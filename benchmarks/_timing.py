@@ -1,9 +1,9 @@
-"""What the benchmark files share: peak memory, ratio tables, JSON records."""
+"""What the benchmark files share: ratio tables, JSON records, and the peak memory of a step."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from softgate import native
 from softgate.lab.environment import environment
 from softgate.lab.files import write_json
+from softgate.lab.memory import peak_bytes as peak_bytes
 from softgate.lab.timing import Timing, load_per_core
 
 CONSOLE = Console(width=140)
@@ -27,26 +28,6 @@ def touched(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> t
 
 def nanoseconds(timing: Timing, elements: int) -> float:
     return 1e9 * timing.best / elements
-
-
-def peak_bytes(step: Callable[[], object], device: str = "cpu") -> int:
-    """Highest sum of live allocations of torch while ``step`` runs, beyond what was there before."""
-    if device == "cuda":
-        step()  # workspaces of libraries, and compilation, are no memory of the step
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        step()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

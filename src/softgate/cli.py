@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from softgate._cli_errors import ENVIRONMENT, errors_as_exit_codes, warn
+from softgate.lab.compare.command import compare
 
 app = typer.Typer(
     name="softgate",
@@ -193,6 +194,9 @@ def report(
     print(built.front)
     if open_page:
         typer.launch(built.front.as_uri())
+
+
+app.command(epilog="Example: softgate compare attention --text my.txt --variants softmax,gated,sigmoid")(compare)
 
 
 @app.command(

@@ -58,6 +58,7 @@ class CellTask:
         device: ``"cpu"`` or ``"cuda"``.
         download: data may be downloaded.
         module: importable module whose ``PAPER`` is used; empty for the papers of ``softgate.papers``.
+        config: configuration of a cell that no paper lists; the function ``measure`` of ``module`` measures it.
     """
 
     paper: str
@@ -70,6 +71,7 @@ class CellTask:
     device: str = "cpu"
     download: bool = False
     module: str = ""
+    config: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "folder", os.path.abspath(self.folder))  # a worker may run in another folder
@@ -126,13 +128,13 @@ def run_task(task: CellTask) -> CellResult:
     folder, attempts = Path(task.folder), 1
     try:
         with folder_lock(folder):
-            paper, cell = _find_cell(task)
+            cell = _find_cell(task)
             identity = _identity(task, cell)
             finished = _finished_result(task, identity) if task.resume else None
             if finished is not None:
                 return finished
             attempts = _begin(task)
-            result = CellResult(task, "done", _measure(task, paper, cell), attempts=attempts)
+            result = CellResult(task, "done", _measure(task, cell), attempts=attempts)
             result = dataclasses.replace(result, seconds=round(time.monotonic() - started, 3))
             _write_result(result, identity)
             return result
@@ -148,20 +150,22 @@ def run_task(task: CellTask) -> CellResult:
 
 def follow_task(task: CellTask) -> None:
     """Take part in a measurement that several processes make together, while one of them runs :func:`run_task`."""
-    _measure(task, *_find_cell(task))
+    _measure(task, _find_cell(task))
 
 
 def is_finished(task: CellTask) -> bool:
     """Whether ``run_task`` would take an earlier result instead of measuring."""
-    _, cell = _find_cell(task)
-    return task.resume and _finished_result(task, _identity(task, cell)) is not None
+    return task.resume and _finished_result(task, _identity(task, _find_cell(task))) is not None
 
 
-def _find_cell(task: CellTask) -> tuple[Paper, Cell]:
+def _find_cell(task: CellTask) -> Cell:
+    """The cell with the function that measures it."""
+    if task.config is not None:
+        return Cell(task.cell, task.config, importlib.import_module(task.module).measure)
     paper: Paper = importlib.import_module(task.module).PAPER if task.module else load_paper(task.paper)
     for cell in paper.scale(task.scale).cells:
         if cell.name == task.cell:
-            return paper, cell
+            return dataclasses.replace(cell, measure=cell.measure or paper.measure)
     names = ", ".join(cell.name for cell in paper.scale(task.scale).cells)
     raise ArgumentValueError(f"cell must be one of {names} for {task.paper} at scale {task.scale}, got {task.cell!r}")
 
@@ -199,7 +203,8 @@ def _begin(task: CellTask) -> int:
     return earlier + 1
 
 
-def _measure(task: CellTask, paper: Paper, cell: Cell) -> dict[str, Any]:
+def _measure(task: CellTask, cell: Cell) -> dict[str, Any]:
+    assert cell.measure is not None  # held by _find_cell
     check_device(task.device)
     run = CellRun(
         paper=task.paper,
@@ -214,7 +219,7 @@ def _measure(task: CellTask, paper: Paper, cell: Cell) -> dict[str, Any]:
         download=task.download,
     )
     with _threads_and_seeds(task):
-        return checked_figures((cell.measure or paper.measure)(run))
+        return checked_figures(cell.measure(run))
 
 
 @contextmanager

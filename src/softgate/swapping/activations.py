@@ -43,7 +43,7 @@ class FunctionActivation(nn.Module):
 
 def swap_activation(model: nn.Module, activation: Any, options: Mapping[str, Any], undo: Undo) -> None:
     """Put ``activation`` in the place of every nonlinearity of ``model``."""
-    build = _builder(activation, options)
+    build = activation_builder(activation, options)
     places = [(owner, name) for owner in list(model.modules()) for name in _places(owner)]
     if not places:
         raise StateError(
@@ -93,7 +93,8 @@ def _is_activation(module: nn.Module) -> bool:
     return cls in _TORCH or (cls.__module__ in _LIBRARIES and cls.__name__ not in _NOT)
 
 
-def _builder(activation: Any, options: Mapping[str, Any]) -> Callable[[], nn.Module]:
+def activation_builder(activation: Any, options: Mapping[str, Any]) -> Callable[[], nn.Module]:
+    """What makes the module behind ``activation=``: a name, a class, a module or a function."""
     if isinstance(activation, str):
         named = _named()
         if activation.lower() not in named:
