@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from softgate.lab.compare.summary import columns_of, diagnostics_rows, rows_of
+from softgate.lab.compare.summary import COST, columns_of, diagnostics_rows, rows_of
 from softgate.lab.files import write_atomic
 from softgate.lab.page.html import BREAK, Markup, document, table, tag
 from softgate.lab.page.index import PAGE
@@ -59,14 +59,14 @@ def _rows(data: Mapping[str, Any]) -> str:
 
 
 def _results(record: Mapping[str, Any]) -> Markup:
-    columns = columns_of(record)
+    columns = [*columns_of(record), *COST, "verdict"]
     marked: list[list[object]] = []
     for row in rows_of(record):
         kind, sign = _VERDICTS.get(row.verdict, ("none", "–"))
         verdict: list[object] = [tag("span", f"{sign} {row.verdict}", cls=f"verdict {kind}")]
         if row.details:
             verdict += [BREAK, tag("span", row.details, cls="soft")]
-        marked.append([tag("strong", row.cells[0]), *row.cells[1:-1], tag("div", *verdict)])
+        marked.append([tag("strong", row.cells[0]), *row.cells[1:], *row.cost, tag("div", *verdict)])
     return table(columns, marked, range(1, len(columns) - 1))
 
 
@@ -82,23 +82,29 @@ def _explained() -> Markup:
 def _pictures(record: Mapping[str, Any]) -> dict[str, str]:
     """Title -> SVG."""
     metric, baseline = record["metric"], record["variants"][0]["label"]
-    curves: dict[str, list[Any]] = {variant["label"]: [] for variant in record["variants"]}
+    labels = [variant["label"] for variant in record["variants"]]
+    curves: dict[str, list[Any]] = {label: [] for label in labels}
     for cell in record["cells"]:
         if cell.get("role") == "seed" and cell["status"] == "done":
             curves[cell["name"]].append(cell["figures"])
-    rates = {v["label"]: [{"lr": [float(lr) for lr in v["tried"]], "tried": list(v["tried"].values())}]
-             for v in record["variants"] if v["tried"]}  # fmt: skip
-    compared = {
-        v["label"]: [{f"difference{end}": v["comparison"][key] for end, key in
-                      (("", "difference"), ("_low", "low"), ("_high", "high"))}]
-        for v in record["variants"] if v["comparison"]["low"] is not None
-    }  # fmt: skip
-    costs = {v["label"]: [{"ms": 1e3 * v["cost"]["seconds"]}] for v in record["variants"] if v["cost"]["seconds"]}
+    # a variant without the figure keeps its place, and every other one its colour
+    rates: dict[str, list[Any]] = {label: [] for label in labels}
+    compared: dict[str, list[Any]] = {label: [] for label in labels}
+    costs: dict[str, list[Any]] = {label: [] for label in labels}
+    for variant in record["variants"]:
+        label, found = variant["label"], variant["comparison"]
+        if variant["tried"]:
+            rates[label] = [{"lr": list(map(float, variant["tried"])), "tried": list(variant["tried"].values())}]
+        if found["low"] is not None:
+            ends = {"difference_low": found["low"], "difference_high": found["high"]}
+            compared[label] = [{"difference": found["difference"], **ends}]
+        if variant["cost"]["seconds"]:
+            costs[label] = [{"ms": 1e3 * variant["cost"]["seconds"]}]
     title, seeds = metric["title"], record["seeds"]
     band = ", mean and range over seeds" if seeds > 1 else ""
     plots: list[tuple[Plot, Rows]] = [
         (Plot("curves", "lines", f"curve_{metric['name']}", f"Validation {title} while training{band}", "step",
-              "training step", title), {label: rows for label, rows in curves.items() if rows}),
+              "training step", title), curves),
         (Plot("differences", "bars", "difference", f"Difference from {baseline}, 95 % interval",
               ylabel=f"difference of test {title}"), compared),
         (Plot("rates", "lines", "tried", f"Validation {title} by learning rate", "lr", "learning rate", title, log="x"),

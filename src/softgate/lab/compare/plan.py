@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -173,7 +172,7 @@ def check_folder(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ArgumentValueError(f"--out: {folder} is no folder; choose another name")
     ours = _earlier(folder) is not None
-    if not ours and folder.is_dir() and any(entry.name[0] != "." for entry in os.scandir(folder)):
+    if not ours and folder.is_dir() and any(entry.name[0] != "." for entry in folder.iterdir()):
         raise ArgumentValueError(f"--out: {folder} holds files that are not of a comparison; choose a new folder")
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +15,10 @@ from rich.text import Text
 from softgate.lab.page import PAGE
 from softgate.lab.verdicts import format_number
 
-__all__ = ["Row", "columns_of", "diagnostics_rows", "print_comparison", "rows_of"]
+__all__ = ["COST", "Row", "columns_of", "diagnostics_rows", "print_comparison", "rows_of"]
 
+#: Headings of what a step costs.
+COST = ("ms/step", "MB/step", "parameters")
 _STYLE = {"better": "bold green", "worse": "bold red", "diverged": "bold red", "baseline": "dim"}
 
 
@@ -25,22 +27,23 @@ class Row:
     """One variant as texts.
 
     Attributes:
-        cells: under the columns of :func:`columns_of`; the verdict stands last.
+        cells: under the columns of :func:`columns_of`.
+        cost: under the columns of :data:`COST`.
         verdict: one of those of ``significance.Comparison``.
         details: interval of the difference and what the verdict rests on; empty for the baseline.
     """
 
     cells: list[str]
+    cost: list[str]
     verdict: str
     details: str
 
 
 def columns_of(record: Mapping[str, Any]) -> list[str]:
-    """Headings of the table."""
+    """Headings of the results."""
     arrow = "↓" if record["metric"]["better"] == "lower" else "↑"
     title = f"{record['metric']['title'].replace(' per ', '/')} {arrow}"
-    names = ["variant", "lr", title, "difference", *(["log loss"] if _has_log_loss(record) else [])]
-    return [*names, "ms/step", "MB/step", "params", "verdict"]
+    return ["variant", "lr", title, "difference", *(["log loss"] if _has_log_loss(record) else [])]
 
 
 def rows_of(record: Mapping[str, Any]) -> list[Row]:
@@ -56,10 +59,12 @@ def _row(record: Mapping[str, Any], variant: Mapping[str, Any]) -> Row:
     if _has_log_loss(record):
         cells.append(_number(variant["test"].get("test_log_loss")))
     seconds, size = cost["seconds"], cost["bytes"]
-    cells.append("" if seconds is None else f"{1e3 * seconds:.3g} ({cost['ratio']:.2f}×)")
-    cells.append("" if size is None else f"{size / 1e6:.3g}")
-    cells += [_parameters(record, variant), found["verdict"]]
-    return Row(cells, found["verdict"], _details(record, variant))
+    costs = [
+        "" if seconds is None else f"{1e3 * seconds:.3g} ({cost['ratio']:.2f}×)",
+        "" if size is None else f"{size / 1e6:.3g}",
+        _parameters(record, variant),
+    ]
+    return Row(cells, costs, found["verdict"], _details(record, variant))
 
 
 def _has_log_loss(record: Mapping[str, Any]) -> bool:
@@ -109,20 +114,23 @@ def print_comparison(console: Console, record: Mapping[str, Any], folder: Path) 
     """Print the table, the verdicts' reasons, the diagnostics, the notes, and where everything lies."""
     where = f"{record['data']['name']} · size {record['size']} · {record['steps']} steps · {record['seeds']} seed(s)"
     console.print(Text(f"compare {record['site']} on {where}", style="bold"))
-    table, rows = _table(columns_of(record)), rows_of(record)
-    for row in rows:
-        table.add_row(*map(Text, row.cells[:-1]), Text(row.cells[-1], style=_STYLE.get(row.verdict, "")))
-    console.print(table)
+    rows = rows_of(record)
+    console.print(
+        _table(
+            [*columns_of(record), "verdict"],
+            [[*row.cells, Text(row.verdict, style=_STYLE.get(row.verdict, ""))] for row in rows],
+        )
+    )
     for row in rows:
         if row.details:
             console.print(Text(f"{row.cells[0]}: ", style="bold").append(row.details, style="not bold"))
+    console.print(Text("\ncost of a training step", style="bold"))
+    console.print(_table(["variant", *COST], [[row.cells[0], *row.cost] for row in rows]))
     names, seen = diagnostics_rows(record)
     if seen:
-        diagnostics = _table(names)
-        for texts in seen:
-            diagnostics.add_row(*map(Text, texts))
-        console.print(Text("diagnostics after training, mean over seeds", style="bold"))
-        console.print(diagnostics)
+        console.print(Text("\ndiagnostics after training, mean over seeds", style="bold"))
+        console.print(_table(names, seen))
+    console.print()
     for note in record["notes"]:
         console.print(Text(note, style="dim"))
     for cell in record["cells"]:
@@ -132,9 +140,11 @@ def print_comparison(console: Console, record: Mapping[str, Any], folder: Path) 
     console.print(Text(f"{record['seconds']:.0f} s · page: {folder / PAGE}"), highlight=False)
 
 
-def _table(columns: list[str]) -> Table:
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for index, name in enumerate(columns):
-        words = index == 0 or name == "verdict"
-        table.add_column(Text(name), justify="left" if words else "right", overflow="fold", no_wrap=not words)
+        side: Literal["left", "right"] = "left" if index == 0 or name == "verdict" else "right"
+        table.add_column(Text(name), justify=side, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
     return table

@@ -54,7 +54,8 @@ def csv_file(path: Path, target: str | None = None) -> Dataset:
     columns, notes = _columns(header, rows, label)
     if not columns:
         _refuse(path, "has no usable column beside the labels")
-    features = np.concatenate([values for _, values in columns], axis=1).astype(np.float32)
+    with np.errstate(over="ignore"):  # refused below
+        features = np.concatenate([values for _, values in columns], axis=1).astype(np.float32)
     if not bool(np.isfinite(features).all()):
         _refuse(path, "holds numbers beyond the range of 32-bit floating point; scale them")
     numeric = np.concatenate([np.full(values.shape[1], number) for number, values in columns])
