@@ -174,7 +174,7 @@ def _write_index(out: Path) -> Path:
     return page
 
 
-@app.command(epilog="Example: softgate report --out runs --open")
+@app.command(epilog="Example: softgate report --out site --open")
 def report(
     open_page: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     out: Annotated[
