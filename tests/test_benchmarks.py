@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from softgate import cli
 from softgate.lab import bench
 from softgate.lab.timing import Timing
 
@@ -100,6 +101,19 @@ def test_losses_come_first_and_are_counted(tmp_path: Path, tables: Any) -> None:
     lines = [line for line in text.splitlines() if line.startswith("| normalizers | softmax")]
     assert [line.split(" | ")[5] for line in lines] == ["3.00", "2.00", "0.50"]
     assert text.index("Where the peer is faster (2)") < text.index(lines[0]) < text.index("as fast or faster (1)")
+
+
+def test_the_command_prints_the_records_of_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "benchmark-mixers.json").write_text(
+        json.dumps({"mixers": {"figures": [{"length": 64, "ms": {"ssd chunked": 3, "loop": 2, "two products": 1}}]}})
+    )
+    monkeypatch.setattr("sys.argv", ["softgate", "bench", "--summary", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    out = capsys.readouterr().out
+    assert "SSD, length 64" in out and "1 comparisons: in 1 the peer is faster, in 0 we are." in out
 
 
 def test_the_page_shows_every_record(tables: Any) -> None:

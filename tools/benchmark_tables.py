@@ -309,8 +309,8 @@ def main() -> None:
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, _cells(row)), style="red" if row.ratio > 1.0 else "")
-    console = Console()
-    console.print(table, width=max(console.width, 150))
+    console = Console(width=max(Console().width, 150))
+    console.print(table)
     lost = sum(row.ratio > 1.0 for row in rows)
     console.print(f"{len(rows)} comparisons: in {lost} the peer is faster, in {len(rows) - lost} we are.")
 

@@ -214,7 +214,7 @@ def bench(
     from softgate.lab.bench import run, run_summary, sites
 
     if summary:
-        run_summary()
+        run_summary([part for part in (site, *(arguments or [])) if part])
     elif site:
         run(site, arguments or [])
     else:

@@ -245,8 +245,8 @@ def test_unusable_inputs_are_said(saved: Callable[..., Path], tmp_path: Path) ->
     (tmp_path / "empty").mkdir()
     cases: list[tuple[Any, dict[str, Any], str]] = [
         (words, {"text": tmp_path / "absent.txt"}, "no file"),
-        (words, {"text": tmp_path / "short.txt"}, "at least 8"),
-        (words, {"text": tmp_path / "binary.txt"}, "UTF-8"),
+        (words, {"text": tmp_path / "short.txt"}, r"short\.txt gives 2 tokens, at least 8 .*longer file"),
+        (words, {"text": tmp_path / "binary.txt"}, "no UTF-8 text .*give a plain text file"),
         (words, {"images": tmp_path}, "--text"),
         (pictures, {"text": tmp_path / "short.txt"}, "--images"),
         (pictures, {"images": tmp_path / "absent"}, "no folder"),

@@ -160,6 +160,14 @@ def test_a_hub_that_does_not_answer_is_asked_once(
     assert len(asked) == 1 and constants.HF_HUB_OFFLINE is True
 
 
+def test_a_name_of_timm_without_timm(monkeypatch: pytest.MonkeyPatch, command: Callable[..., Ended]) -> None:
+    pytest.importorskip("transformers")
+    constants: Any = importlib.import_module("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(sys.modules, "timm", None)  # type: ignore[arg-type]
+    command("diagnose", "vit_tiny_patch16_224").says(3, "vit_tiny_patch16_224", "pip install 'softgate[vision]'")
+
+
 def test_a_model_that_the_hub_does_not_show(monkeypatch: pytest.MonkeyPatch, command: Callable[..., Ended]) -> None:
     pytest.importorskip("transformers")
     constants: Any = importlib.import_module("huggingface_hub.constants")
@@ -291,7 +299,7 @@ def test_folders_that_cannot_be_written(
     with pytest.raises(OSError, match=r"results\.json"):
         files.write_json(results, {"half": "written"})
     assert results.read_bytes() == before and sorted(os.listdir(results.parent)) == kept
-    command(*RUN, tmp_path).says(3, f"{tmp_path}/made-up/smoke", *words)
+    command(*RUN, tmp_path).says(3, f"{tmp_path}/made-up/smoke", *words, f"--out {tmp_path} --resume")
     assert results.read_bytes() == before
 
 

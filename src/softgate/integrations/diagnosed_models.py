@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -136,7 +137,16 @@ def _said(source: str, local: bool, advice: str) -> Iterator[None]:
             ) from error
         if advice and isinstance(error, OSError | RuntimeError):  # not found; a damaged copy raises something else
             text = advice
-        raise StateError(f"{source} is no folder here, and as a hub id it cannot be loaded: {text}") from error
+        raise StateError(
+            f"{source} is no folder here, and as a hub id it cannot be loaded: {text}{_without_timm(source)}"
+        ) from error
+
+
+def _without_timm(source: str) -> str:
+    """What to add if ``source`` may be the name of a timm model, which nobody can tell without timm."""
+    if "/" in source or importlib.util.find_spec("timm") is not None:
+        return ""
+    return "; if it is a model of timm: pip install 'softgate[vision]'"
 
 
 def _pretrained(hf: Any, source: str, config: Any, local: bool) -> tuple[Any, list[str]]:

@@ -46,10 +46,10 @@ def run(site: str, arguments: Sequence[str]) -> None:
     _run_file(FOLDER / f"{site}.py", arguments)
 
 
-def run_summary() -> None:
-    """Print one table of all records: ours, peer, ratio, limit."""
+def run_summary(arguments: Sequence[str]) -> None:
+    """Print one table of all records (of ``--results DIR``): ours, peer, ratio, limit."""
     sites()  # raises where there is no checkout
-    _run_file(FOLDER.parent / _SUMMARY, ())
+    _run_file(FOLDER.parent / _SUMMARY, arguments)
 
 
 def _run_file(path: Path, arguments: Sequence[str]) -> None:

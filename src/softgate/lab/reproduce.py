@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from softgate._checks import check_device
-from softgate.errors import ArgumentValueError
+from softgate.errors import ArgumentValueError, StateError
 from softgate.lab.environment import environment
 from softgate.lab.files import folder_lock, write_atomic, write_json
 from softgate.lab.grid import CellResult, CellState, CellTask, run_grid
+from softgate.lab.os_errors import explain_os_error
 from softgate.lab.page import PAGE, RESULTS, paper_page
 from softgate.lab.paper import Cell, Paper, Scale, load_paper
 from softgate.lab.plots import draw
@@ -95,7 +96,7 @@ def reproduce(
 
     Raises:
         ArgumentValueError: unknown paper or scale, or a bad count.
-        StateError: another run uses the folder, or there is no such device.
+        StateError: another run uses the folder, there is no such device, or the results cannot be written.
     """
     paper = load_paper(slug, module)
     plan = paper.scale(scale)
@@ -140,7 +141,7 @@ def reproduce(
         again = _resume_command(command, options, download=download)
         outcome = replace(_judge(paper, scale, folder, done, loaded=load > cores, record=record), resume_command=again)
         if not outcome.interrupted:
-            _write(outcome)
+            _write_or_say(outcome)
     return outcome
 
 
@@ -217,6 +218,15 @@ def _claim_record(paper: Paper, judgement: Judgement) -> dict[str, Any]:
     claim = next(claim for claim in paper.claims if claim.id == judgement.id)
     static = {key: getattr(claim, key) for key in ("id", "statement", "paper_figure", "source", "note", "timing")}
     return {**static, **asdict(judgement)}
+
+
+def _write_or_say(outcome: Outcome) -> None:
+    """Write everything, or say that the cells' own files are there and how to go on once there is space."""
+    try:
+        _write(outcome)
+    except OSError as error:
+        kept = f"finished cells are kept, continue with: {outcome.resume_command}"
+        raise StateError(f"{explain_os_error(error, outcome.folder)}; {kept}") from error
 
 
 def _write(outcome: Outcome) -> None:
