@@ -15,7 +15,7 @@ from softgate.lab.os_errors import explain_os_error
 USAGE, ENVIRONMENT, INTERRUPTED = 2, 3, 130
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-_TORCH = "pip install 'torch>=2.10' (without a GPU: --index-url https://download.pytorch.org/whl/cpu)"
+_TORCH = "pip install 'torch>=2.10' (a CPU build will do)"
 
 #: Packages whose name is not that of their module.
 _PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "yaml": "pyyaml"}
