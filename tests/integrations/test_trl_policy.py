@@ -181,12 +181,13 @@ def test_what_is_refused(tmp_path, settings, options, word) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_agree_with_trl(tmp_path: Path) -> None:
+def test_two_processes_of_accelerate_agree_with_trl(tmp_path: Path) -> None:
     script = Path(__file__).with_name("trl_two_processes.py")
-    # what `accelerate launch` runs where there are several devices; for CPUs alone it wants MPI
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command += [str(script), str(tmp_path)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    # with --cpu alone the launcher starts one process; port 0 is any free one
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", "0", str(script), str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "HF_HOME": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("processes 2, same weights") == 2, done.stdout[-2000:]
