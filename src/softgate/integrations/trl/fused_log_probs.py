@@ -29,16 +29,9 @@ def use_fused_log_probs(trainer: Any) -> None:
     from trl.trainer.utils import FusedCausalLMOutput
 
     model = trainer.accelerator.unwrap_model(trainer.model)
-    head = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    scaled = [name for name in _SCALES if getattr(config, name, None) not in (None, 1.0)]
-    if not isinstance(head, nn.Linear) or scaled or trainer.aux_loss_enabled:
-        raise ArgumentValueError(
-            f"fused_log_probs must be False for {type(model).__name__}: its head is not one plain linear layer"
-        )
+    head, softcap = plain_head(trainer, model, "fused_log_probs must be False for")
     if trainer.top_entropy_quantile < 1.0:
         raise ArgumentValueError("fused_log_probs must be False with top_entropy_quantile: it has no entropies")
-    softcap = getattr(config, "final_logit_softcapping", None)
     plain = model.forward
 
     @functools.wraps(plain)  # generate() checks its arguments against the signature
@@ -52,3 +45,21 @@ def use_fused_log_probs(trainer: Any) -> None:
         return FusedCausalLMOutput(log_probs=log_probs)
 
     model.forward = forward
+
+
+def plain_head(trainer: Any, model: Any, refusal: str) -> tuple[nn.Linear, float | None]:
+    """The model's last layer and the bound of its logits, where nothing else is done to them.
+
+    Args:
+        trainer: a trainer of TRL.
+        model: its causal language model of transformers.
+        refusal: beginning of the message where something else is.
+
+    Raises:
+        ArgumentValueError: it is not so.
+    """
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    scaled = [name for name in _SCALES if getattr(config, name, None) not in (None, 1.0)]
+    if not isinstance(head, nn.Linear) or scaled or trainer.aux_loss_enabled:
+        raise ArgumentValueError(f"{refusal} {type(model).__name__}: its head is not one plain linear layer")
+    return head, getattr(config, "final_logit_softcapping", None)
