@@ -178,7 +178,8 @@ PAPER = Paper(
             cells=_paper_cells(),
             minutes=1500.0,
             hardware="1 GPU with 80 GB for a day",
-            note="TRL, Qwen2.5-1.5B-Instruct, GSM8K; the time is an estimate, nobody has measured it",
+            note="TRL, Qwen2.5-1.5B-Instruct, GSM8K; the time is an estimate, nobody has measured it. For the model of "
+            "the paper, on 32 GPUs with verl, see examples/verl/sapo_qwen3_30b.yaml",
         ),
     },
     notes=(
