@@ -26,6 +26,10 @@ SURFACE = {
     "diagnose": {
         "model", "--text", "--images", "--length", "--batch", "--batches", "--device", "--out", "--json",
     },
+    "compare": {
+        "site", "--variants", "--text", "--images", "--csv", "--target", "--data", "--size", "--steps", "--seeds",
+        "--lr-grid", "--resume", "--out", "--on", "--workers", "--device", "--download", "--json",
+    },
     "doctor": {"--json"},
 }  # fmt: skip
 

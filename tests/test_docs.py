@@ -38,6 +38,12 @@ def test_the_examples_of_the_diagnosis_run(tmp_path):
     assert "sink_share" in result.stdout
 
 
+def test_the_example_of_compare_runs(tmp_path):
+    result = run("\n".join(blocks("docs/compare.md")), cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "softmax" in result.stdout and (tmp_path / "runs/mine/index.html").exists()
+
+
 def test_the_contributing_example_passes_its_test_and_the_conformance_suite(tmp_path):
     method, test = blocks("CONTRIBUTING.md")
     (tmp_path / "capped.py").write_text(method)
@@ -57,7 +63,7 @@ def test_documents_link_to_files_that_exist():
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
-        *(f"docs/{n}.md" for n in ("numerics", "attention", "claims", "losses", "swap", "diagnose", "benchmarks")),
+        *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))),
     )
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8")):

@@ -57,6 +57,7 @@ def test_ties_go_to_the_middle_of_the_grid():
     assert choose_rate({0.1: 1.0, 0.2: 1.0, 0.3: 1.0}, "higher").lr == 0.2
     tied = choose_rate({0.1: 1.0, 0.2: 1.0, 0.3: 0.5}, "higher")
     assert (tied.lr, tied.edge) == (0.2, "")
+    assert choose_rate({0.1: 1.0, 0.3: 1.0}, "higher").edge == ""
 
 
 def test_a_variant_that_diverges_everywhere_or_has_no_choice_has_no_edge():

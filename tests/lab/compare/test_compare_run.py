@@ -10,7 +10,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -90,6 +92,19 @@ def test_every_site_end_to_end(site, here, tmp_path):
     print_comparison(console, record, outcome.folder)
     shown = console.export_text()
     assert all(variant.label in shown for variant in plan.variants) and "Holm" in shown
+
+
+def test_a_folder_of_images_end_to_end(here, tmp_path):
+    random = np.random.default_rng(0)
+    for name, low in (("dark", 0), ("bright", 128)):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for i in range(30):
+            Image.fromarray(random.integers(low, low + 128, (9, 9), np.uint8)).save(tmp_path / f"photos/{name}/{i}.png")
+    plan = small("attention", "softmax,gated,linear", source=Source(images=tmp_path / "photos"), steps=10)
+    outcome = compare(plan, tmp_path / "out")
+    assert outcome.exit_code == 0 and outcome.record["data"]["classes"] == ["bright", "dark"]
+    assert outcome.record["metric"]["name"] == "accuracy" and outcome.record["variants"][0]["mean"] > 0.8
+    assert any("28 × 28" in note for note in outcome.record["notes"])
 
 
 def test_a_run_that_is_resumed_measures_what_is_new(here, tmp_path):

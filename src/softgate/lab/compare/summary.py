@@ -101,13 +101,13 @@ def _number(value: float | None) -> str:
 
 
 def diagnostics_rows(record: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and one row per variant of what ``softgate.diagnostics.report`` saw after training."""
-    names = list(dict.fromkeys(name for variant in record["variants"] for name in variant["diagnostics"]))
+    """Headings (the variants) and one row per figure that ``softgate.diagnostics.report`` gave after training."""
+    variants = record["variants"]
+    names = list(dict.fromkeys(name for variant in variants for name in variant["diagnostics"]))
     rows = [
-        [variant["label"], *(_number(variant["diagnostics"].get(name)) for name in names)]
-        for variant in record["variants"]
+        [name.replace("_", " "), *(_number(variant["diagnostics"].get(name)) for variant in variants)] for name in names
     ]
-    return ["variant", *(name.replace("_", " ") for name in names)], rows if names else []
+    return ["", *(variant["label"] for variant in variants)], rows
 
 
 def print_comparison(console: Console, record: Mapping[str, Any], folder: Path) -> None:

@@ -53,4 +53,4 @@ def choose_rate(tried: Mapping[float, float], better: str) -> Rate:
     equal = [rate for rate in finite if tried[rate] == best]
     ends = {rates[0]: "lowest", rates[-1]: "highest"}
     chosen = min(equal, key=lambda rate: abs(rates.index(rate) - (len(rates) - 1) / 2))
-    return Rate(chosen, dict(tried), ends.get(chosen, ""))
+    return Rate(chosen, dict(tried), ends.get(chosen, "") if len(equal) == 1 else "")
