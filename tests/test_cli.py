@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import typer
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 from softgate import cli
 from softgate.lab.paper import paper_slugs
 from softgate.lab.reproduce import reproduce as lab_reproduce
+from softgate.lab.site import Built
 
 runner = CliRunner()
 
@@ -21,7 +23,7 @@ SURFACE = {
     "reproduce": {
         "papers", "--scale", "--seeds", "--resume", "--out", "--on", "--workers", "--device", "--download", "--json",
     },
-    "report": {"--open", "--out"},
+    "report": {"--open", "--out", "--results"},
     "bench": {"site", "arguments", "--summary"},
     "diagnose": {
         "model", "--text", "--images", "--length", "--batch", "--batches", "--device", "--out", "--json",
@@ -106,7 +108,7 @@ def test_an_unknown_paper_is_answered_with_the_known_ones(monkeypatch, capsys):
 
 
 def test_reproduce_prints_json_and_writes_the_index(tmp_path, monkeypatch):
-    sys.path.insert(0, str(__import__("pathlib").Path(__file__).parent / "lab"))
+    sys.path.insert(0, str(Path(__file__).parent / "lab"))
     fake = __import__("fake_paper")
 
     def with_fake(slug, **kwargs):
@@ -121,7 +123,16 @@ def test_reproduce_prints_json_and_writes_the_index(tmp_path, monkeypatch):
     assert "fake-paper/smoke/index.html" in (tmp_path / "index.html").read_text()
 
 
-def test_report_on_an_empty_folder_says_what_to_do(tmp_path):
-    result = runner.invoke(cli.app, ["report", "--out", str(tmp_path)])
-    assert result.exit_code == 0
-    assert "softgate reproduce" in (tmp_path / "index.html").read_text()
+def test_report_builds_the_site_names_what_it_left_out_and_opens_it(tmp_path, monkeypatch):
+    calls, opened = [], []
+
+    def build(out, results):
+        calls.append((out, results))
+        return Built((out / "index.html").absolute(), 41, 1, ((tmp_path / "broken.json", "not a record"),))
+
+    monkeypatch.setattr("softgate.lab.site.build_site", build)
+    monkeypatch.setattr(typer, "launch", opened.append)
+    result = runner.invoke(cli.app, ["report", "--out", str(tmp_path), "--results", "runs", "--open"])
+    assert result.exit_code == 0 and calls == [(tmp_path, Path("runs"))]
+    assert str(tmp_path / "index.html") in result.stdout and "broken.json" in result.stderr
+    assert opened == [(tmp_path / "index.html").as_uri()]

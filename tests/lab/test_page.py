@@ -38,6 +38,11 @@ def test_markup_passes_and_text_does_not():
     assert escape(Markup("<b>")) == "<b>" and escape("<b>") == "&lt;b&gt;"
 
 
+def test_the_index_of_an_empty_folder_says_what_to_do(tmp_path):
+    page, unreadable = write_index(tmp_path)
+    assert "softgate reproduce" in page.read_text() and not unreadable
+
+
 def test_broken_records_are_left_out_and_named(tmp_path):
     generator = random.Random(0)
     text = json.dumps(RECORD)

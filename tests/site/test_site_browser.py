@@ -92,7 +92,9 @@ def test_without_scripts_every_card_is_there_and_no_dead_control(visit):
     assert not page.locator("#find").is_visible()
     assert page.locator("#cards a").first.is_visible()
     page.locator("#cards a[href='papers/gated-attention.html']").click()
-    assert page.locator("table.data").first.is_visible() and page.locator("figure img").first.is_visible()
+    page.wait_for_url("**/papers/gated-attention.html")
+    page.locator("table.data").first.wait_for()
+    page.locator("figure img").first.wait_for()
 
 
 #: Text and the background it stands on, through transparent parents; a canvas turns any colour into bytes.

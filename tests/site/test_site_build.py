@@ -136,6 +136,10 @@ def test_an_earlier_site_is_replaced_as_a_whole_and_stays_if_the_generator_fails
     monkeypatch.setattr(build, "_run_generator", broken)
     with pytest.raises(build.StateError):
         build.build_site(out, results)
+    monkeypatch.setattr(build, "_run_generator", lambda work, settings: None)
+    monkeypatch.setattr(build, "_finish", lambda site, records, titles: None)
+    with pytest.raises(FileNotFoundError):  # nothing to put in place
+        build.build_site(out, results)
     assert (out / "old.html").read_text() == "old"
     assert {path.name for path in tmp_path.iterdir()} == {"docs", "site"}, "nothing temporary is left"
 

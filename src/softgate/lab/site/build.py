@@ -37,6 +37,8 @@ _UNUSED = (
     "assets/javascripts/*/**/*.js*",
     "assets/stylesheets/*.map",
 )
+#: Environment variable that keeps the theme from announcing its successor on every run.
+_NO_ADVERTISEMENT = "NO_MKDOCS_2_WARNING"
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,9 @@ def _run_generator(work: Path, settings: dict[str, Any]) -> None:
     file = work / "mkdocs.yml"
     file.write_text(json.dumps(settings, indent=1), encoding="utf-8")  # YAML reads JSON
     command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--config-file", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **_QUIET})
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, _NO_ADVERTISEMENT: "1"})
     if done.returncode != 0:
         raise StateError(f"mkdocs failed:\n{(done.stderr or done.stdout).strip()[-4000:]}")
-
-
-#: The theme advertises its successor on every run otherwise.
-_QUIET = {"NO_MKDOCS_2_WARNING": "1", "DISABLE_MKDOCS_2_WARNING": "true"}
 
 
 def _finish(site: Path, records: Iterable[Record], titles: dict[str, str]) -> None:
@@ -162,7 +160,13 @@ def _finish(site: Path, records: Iterable[Record], titles: dict[str, str]) -> No
 
 
 def _put_in_place(work: Path, out: Path) -> None:
-    """Two renames: at no time is half a site there."""
+    """Two renames: at no time is half a site there, and the earlier one comes back if the second fails."""
+    earlier = work / "earlier"
     if out.exists():
-        out.rename(work / "earlier")
-    (work / "site").rename(out)
+        out.rename(earlier)
+    try:
+        (work / "site").rename(out)
+    except OSError:
+        if earlier.exists():
+            earlier.rename(out)
+        raise
