@@ -174,13 +174,18 @@ def _pixel_mixture(record: Record) -> Iterator[Comparison]:
 
 def _policy(record: Record) -> Iterator[Comparison]:
     for r in _figures(record, "objective"):
-        name = f"SAPO objective, {' × '.join(map(str, r['shape']))}"
-        yield Comparison(name, r["ms"]["sapo"], "TRL's formula", r["ms"]["trl"], r["ms"]["limit"])
-    for r in _figures(record, "head"):
-        for key, peer in (("eager", "log_softmax of all logits"), ("trl", "TRL, chunked"), ("liger", "Liger")):
-            if key in r["ms"]:
-                name = f"head and SAPO, {' × '.join(map(str, r['shape']))}"
-                yield Comparison(name, r["ms"]["fused"], peer, r["ms"][key])
+        size = " × ".join(map(str, r["shape"]))
+        for name, ms in r["ms"].items():
+            if f"trl_{name}" in r["ms"]:
+                peer = r["ms"][f"trl_{name}"]
+                yield Comparison(f"{name} objective, {size}", ms, "TRL's formula", peer, r["ms"]["limit"])
+    for section in (name for name in record if name.startswith("head_")):
+        for r in _figures(record, section):
+            size = f"{' × '.join(f'{n:,}' for n in r['shape'])}, {r['dtype']}"
+            for key, peer in (("eager", "log_softmax of all logits"), ("trl", "TRL, chunked"), ("liger", "Liger")):
+                if key in r["ms"]:
+                    name = f"head and {section.removeprefix('head_')}, {size}"
+                    yield Comparison(name, r["ms"]["fused"], peer, r["ms"][key])
 
 
 def _routing(record: Record) -> Iterator[Comparison]:
