@@ -151,7 +151,7 @@ def _bars(plot: Plot, rows: Rows) -> Figure | None:
             axes.vlines(position, min(values), max(values), color="black", linewidth=1)
         elif (ends := _interval(rows[cell][0], name)) is not None:
             axes.vlines(position, *ends, color="black", linewidth=1)
-    crowded = len(cells) > 4
+    crowded = len(cells) > 4 or len(cells) * max(map(len, cells)) > 56  # characters that fit under the axis
     axes.set_xticks(range(len(cells)), cells, rotation=30 * crowded, ha="right" if crowded else "center")
     axes.grid(axis="x", visible=False)
     _reference(axes, plot)

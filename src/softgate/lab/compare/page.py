@@ -41,6 +41,8 @@ def comparison_page(record: Mapping[str, Any]) -> str:
         _results(record),
         tag("ul", *[tag("li", note) for note in record["notes"]]),
         *pictures(_pictures(record)),
+        tag("h2", "What a training step costs"),
+        _costs(record),
         *(diagnostics if rows else []),
         tag("h2", "Every run"),
         _cells(record),
@@ -59,15 +61,20 @@ def _rows(data: Mapping[str, Any]) -> str:
 
 
 def _results(record: Mapping[str, Any]) -> Markup:
-    columns = [*columns_of(record), *COST, "verdict"]
+    columns = [*columns_of(record), "verdict"]
     marked: list[list[object]] = []
     for row in rows_of(record):
         kind, sign = _VERDICTS.get(row.verdict, ("none", "–"))
         verdict: list[object] = [tag("span", f"{sign} {row.verdict}", cls=f"verdict {kind}")]
         if row.details:
             verdict += [BREAK, tag("span", row.details, cls="soft")]
-        marked.append([tag("strong", row.cells[0]), *row.cells[1:], *row.cost, tag("div", *verdict)])
+        marked.append([tag("strong", row.cells[0]), *row.cells[1:], tag("div", *verdict)])
     return table(columns, marked, range(1, len(columns) - 1))
+
+
+def _costs(record: Mapping[str, Any]) -> Markup:
+    rows = [[tag("strong", row.cells[0]), *row.cost] for row in rows_of(record)]
+    return table(["variant", *COST], rows, range(1, 1 + len(COST)))
 
 
 def _explained() -> Markup:
