@@ -17,8 +17,14 @@
     return inText && inSite && (!chosen.verdict || card.dataset.verdicts.split("|").includes(chosen.verdict));
   }
 
+  /* Every word somewhere in the path, but one at least in the name itself: a room alone would bring all it has. */
+  function named(path, words) {
+    const own = path.slice(path.lastIndexOf(".") + 1);
+    return words.every((word) => path.includes(word)) && words.some((word) => own.includes(word));
+  }
+
   function showNames(words) {
-    const found = words.length ? names.filter(([path]) => words.every((word) => path.toLowerCase().includes(word))) : [];
+    const found = words.length ? names.filter(([path]) => named(path.toLowerCase(), words)) : [];
     also.replaceChildren(...found.slice(0, MOST_NAMES).map(([path, address, summary]) => {
       const item = document.createElement("li");
       const link = document.createElement("a");
