@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 
@@ -16,6 +17,12 @@ __all__ = ["DATASETS", "BinnedDensities"]
 
 DATASETS = ("gaussian", "gmm2", "beta")
 _STD = 0.1
+
+
+@functools.lru_cache(maxsize=2)
+def _order(seed: int, epoch: int, rows: int) -> Tensor:
+    """The rows as this epoch walks them; drawn once, not at every step of the epoch."""
+    return torch.randperm(rows, generator=seeds.generator(seed, "epoch", epoch))
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,7 @@ class BinnedDensities:
         """Rows of update ``step`` (from 0): every epoch walks all training rows in an order of its own."""
         inputs, targets = self.train
         epoch, place = divmod(step, math.ceil(len(targets) / size))
-        order = torch.randperm(len(targets), generator=seeds.generator(self.seed, "epoch", epoch))
-        rows = order[place * size : (place + 1) * size]
+        rows = _order(self.seed, epoch, len(targets))[place * size : (place + 1) * size]
         return inputs[rows], targets[rows]
 
     def _draw(self, random: np.random.Generator) -> np.ndarray:
