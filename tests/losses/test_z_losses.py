@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import inf, sqrt
 
 import pytest
@@ -178,3 +179,50 @@ def test_module_has_the_functions_defaults_and_round_trips() -> None:
     assert "alpha=2.0" in repr(module)
     with pytest.raises(ValueError, match="alpha"):
         ZLoss(alpha=inf)
+
+
+# --- blocks of rows --------------------------------------------------------------------------------------------------
+
+DENSE = {
+    "z": partial(z_loss, alpha=2.0, b=0.5),
+    "taylor": taylor_softmax_loss,
+    "spherical": partial(spherical_softmax_loss, eps=0.03),
+}
+
+
+def rows_and_slopes(loss, x, y, **options):
+    x = x.clone().requires_grad_()
+    rows = loss(x, y, **options)
+    upstream = torch.linspace(-1.0, 2.0, rows.numel(), dtype=rows.dtype).reshape(rows.shape)
+    return rows.detach(), torch.autograd.grad(rows, x, upstream)[0]
+
+
+@pytest.mark.parametrize("loss", DENSE.values(), ids=DENSE.keys())
+@pytest.mark.parametrize("shape", [(6,), (11, 6), (3, 6, 4), (2, 6, 3, 2)])
+def test_blocks_are_the_reference(loss, shape, monkeypatch) -> None:
+    monkeypatch.setattr("softgate.losses._row_kernel.BLOCK", 9)
+    axis = min(1, len(shape) - 1)
+    x = 3 * torch.randn(shape, dtype=torch.float64) + 5.0
+    y = torch.randint(6, shape[:axis] + shape[axis + 1 :])
+    weight = torch.rand(6, dtype=torch.float64) + 0.2
+    for ignored in (False, True):
+        target = y.masked_fill(torch.rand(y.shape) < 0.4, -100) if ignored else y
+        for reduction in ("none", "sum"):
+            found = rows_and_slopes(loss, x, target, weight=weight, reduction=reduction)
+            with monkeypatch.context() as patch:
+                patch.setenv("SOFTGATE_KERNELS", "reference")
+                want = rows_and_slopes(loss, x, target, weight=weight, reduction=reduction)
+            torch.testing.assert_close(found, want, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-25, 1e25, 1e-3], ids=["equal", "tiny", "huge", "usual"])
+@pytest.mark.parametrize("loss", DENSE.values(), ids=DENSE.keys())
+def test_blocks_leave_what_they_cannot_hold_to_the_reference(loss, scale, monkeypatch) -> None:
+    x, y = scale * torch.randn(5, 7), torch.randint(7, (5,))
+    found = rows_and_slopes(loss, x, y, reduction="none")
+    monkeypatch.setenv("SOFTGATE_KERNELS", "reference")
+    want = rows_and_slopes(loss, x, y, reduction="none")
+    assert all(bool(part.isfinite().all()) for part in found)
+    for got, expected in zip(found, want, strict=True):
+        size = max(float(expected.abs().max()), 1e-30)
+        torch.testing.assert_close(got / size, expected / size, rtol=0.0, atol=2e-5)

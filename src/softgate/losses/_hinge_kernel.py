@@ -23,11 +23,13 @@ __all__: list[str] = []
 PlainRows = Callable[..., Tensor]
 
 
-def _scratch(x: Tensor) -> Tensor:
+def scratch_for(x: Tensor) -> Tensor:
+    """Memory for one block of ``x`` in the dtype of computation."""
     return torch.empty(_block_size(x), dtype=compute_dtype(x.dtype))
 
 
-def _needs_graph(x: Tensor, grad: Tensor) -> bool:
+def needs_graph(x: Tensor, grad: Tensor) -> bool:
+    """Whether a gradient has to be differentiable, or is one of many."""
     return torch.is_grad_enabled() or transform_reason(x, grad) is not None or is_batched_gradient(grad)
 
 
@@ -37,7 +39,7 @@ class OneVsRestRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, margin: float, hinge: str, plain: PlainRows) -> Tensor:
         """Row losses; see :data:`PlainRows` for the arguments."""
-        scratch = _scratch(x)
+        scratch = scratch_for(x)
         rows = torch.empty(index.shape, dtype=scratch.dtype)
         for part in _blocks(x):
             block, place = x[part], index[part]
@@ -54,11 +56,11 @@ class OneVsRestRows(torch.autograd.Function):
         """Gradient of the scores."""
         x, index = ctx.saved_tensors
         margin, hinge, plain = ctx.options
-        if _needs_graph(x, grads[0]):
+        if needs_graph(x, grads[0]):
             return _by_graph(x, index, grads[0], margin, hinge, plain)
         grad = grads[0].unsqueeze(1) * (2.0 if hinge == "squared" else 1.0)
         out = torch.empty_like(x)
-        scratch = _scratch(x) if x.dtype != grad.dtype else None
+        scratch = scratch_for(x) if x.dtype != grad.dtype else None
         for part in _blocks(x):
             block, place, scale = x[part], index[part], grad[part]
             v = (out[part] if scratch is None else _view(scratch, block)).copy_(block)
@@ -95,7 +97,7 @@ class CrammerSingerRows(torch.autograd.Function):
         """Gradient of the scores."""
         x, index, where, violation = ctx.saved_tensors
         margin, hinge, plain = ctx.options
-        if _needs_graph(x, grads[0]):
+        if needs_graph(x, grads[0]):
             return _by_graph(x, index, grads[0], margin, hinge, plain)
         slope = 2.0 * violation.clamp(min=0.0) if hinge == "squared" else (violation >= 0.0).to(violation.dtype)
         push = (slope * grads[0].unsqueeze(1)).to(x.dtype)
@@ -115,11 +117,11 @@ def _by_graph(
     return *differentiable_gradients(rows, (x,), (True,), grad), None, None, None, None
 
 
-def kernel_rows(function: KernelRows, x: Tensor, index: Tensor, margin: float, hinge: str, plain: PlainRows) -> Tensor:
-    """Row losses in the shape of ``index`` for scores of any number of dimensions."""
+def kernel_rows(function: type[torch.autograd.Function], x: Tensor, index: Tensor, *options: Any) -> Tensor:
+    """Rows in the shape of ``index`` for scores of any number of dimensions."""
     flat = x.unsqueeze(0) if x.ndim == 1 else x.flatten(2) if x.ndim > 3 else x
     place = index.reshape(flat.shape[:1] + flat.shape[2:]).unsqueeze(1)
-    rows: Tensor = function.apply(flat, place, margin, hinge, plain)
+    rows: Tensor = function.apply(flat, place, *options)
     return rows.reshape(index.shape)
 
 

@@ -29,30 +29,25 @@ BLOCK = 2**18
 class RowMath(Protocol):
     """The mathematics of one loss; blocks are ``(n, C)`` or ``(n, C, m)``, rows ``(n, 1)`` or ``(n, 1, m)``."""
 
-    @staticmethod
-    def rest(x: Tensor, index: Tensor, scratch: tuple[Tensor, Tensor], pivot: Tensor, rest: Tensor) -> None:
+    def rest(self, x: Tensor, index: Tensor, scratch: tuple[Tensor, Tensor], pivot: Tensor, rest: Tensor) -> None:
         """Write the summed scores of all classes but the target into ``rest``, and a reference point into ``pivot``."""
 
-    @staticmethod
-    def finish(x_target: Tensor, pivot: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
+    def finish(self, x_target: Tensor, pivot: Tensor, rest: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and total score of every row; inf or NaN in either sends the row to :meth:`rows`."""
 
-    @staticmethod
-    def slopes(x: Tensor, out: Tensor, pivot: Tensor, scale: Tensor) -> None:
+    def slopes(self, x: Tensor, out: Tensor, pivot: Tensor, scale: Tensor) -> None:
         """Write the gradient of all classes but the target, ``scale`` being the row's gradient over its total."""
 
-    @staticmethod
-    def slope_at_target(x_target: Tensor, pivot: Tensor, rest: Tensor, total: Tensor, grad: Tensor) -> Tensor:
+    def slope_at_target(self, x_target: Tensor, pivot: Tensor, rest: Tensor, total: Tensor, grad: Tensor) -> Tensor:
         """Gradient of the target logit."""
 
-    @staticmethod
-    def rows(x: Tensor, index: Tensor) -> Tensor:
+    def rows(self, x: Tensor, index: Tensor) -> Tensor:
         """Row losses ``(n,)`` of ``x`` ``(n, C)`` from ordinary differentiable operations, for all inputs."""
 
 
 class _RowLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, index: Tensor, math: type[RowMath]) -> Tensor:
+    def forward(ctx: Any, x: Tensor, index: Tensor, math: RowMath) -> Tensor:
         dtype = compute_dtype(x.dtype)
         pivot, rest = (torch.empty(index.shape, dtype=dtype) for _ in range(2))
         scratch = [torch.empty(_block_size(x), dtype=dtype) for _ in range(3 if x.dtype != dtype else 2)]
@@ -66,7 +61,7 @@ class _RowLoss(torch.autograd.Function):
         bad = torch.empty(0, dtype=torch.bool)
         if not isfinite(float(loss.sum() + total.sum())):
             bad = ~(torch.isfinite(loss) & torch.isfinite(total)).squeeze(1)
-            loss.squeeze(1)[bad] = math.rows(_rows(x, bad).to(dtype), index.squeeze(1)[bad])
+            loss.squeeze(1)[bad] = math.rows(rows_of(x, bad).to(dtype), index.squeeze(1)[bad])
         ctx.save_for_backward(x, index, bad, pivot, rest, total)
         ctx.math = math
         return loss.squeeze(1)
@@ -90,18 +85,19 @@ class _RowLoss(torch.autograd.Function):
         x_target = x.gather(1, index).to(grad.dtype)
         out.scatter_(1, index, ctx.math.slope_at_target(x_target, pivot, rest, total, grad).to(out.dtype))
         if bad.numel():
-            exact = _differentiable(_rows(x, bad), index.squeeze(1)[bad].unsqueeze(1), grads[0][bad], ctx.math)
+            exact = _differentiable(rows_of(x, bad), index.squeeze(1)[bad].unsqueeze(1), grads[0][bad], ctx.math)
             # an ignored row gets no gradient, whatever it holds
             exact = exact.masked_fill((grads[0][bad] == 0).unsqueeze(1), 0.0)
             (out if x.ndim == 2 else out.movedim(1, -1))[bad] = exact
         return out, None, None
 
 
-def _rows(x: Tensor, mask: Tensor) -> Tensor:
+def rows_of(x: Tensor, mask: Tensor) -> Tensor:
+    """The rows (k, C) where the mask is True."""
     return (x if x.ndim == 2 else x.movedim(1, -1))[mask]
 
 
-def _differentiable(x: Tensor, index: Tensor, grad: Tensor, math: type[RowMath]) -> Tensor:
+def _differentiable(x: Tensor, index: Tensor, grad: Tensor, math: RowMath) -> Tensor:
     """The same gradient from ordinary operations: for double backward, batched gradients and difficult rows."""
     create = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -138,7 +134,7 @@ def _blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
             yield rows, slice(None), slice(left, left + width)
 
 
-def row_kernel(math: type[RowMath], outer: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
+def row_kernel(math: RowMath, outer: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
     """The loss with the signature of ``F.cross_entropy`` that runs ``math`` block by block.
 
     Args:

@@ -41,7 +41,7 @@ def _reference(
     paper="stablemax",
     source="remedy for Softmax Collapse (sec. 3, eq. 4) by exclusion instead of a new normaliser; softgate's addition",
     reference=_reference,
-    kernels=(Kernel("blocks", row_kernel(SoftmaxRows), row_kernel_refuses),),
+    kernels=(Kernel("blocks", row_kernel(SoftmaxRows()), row_kernel_refuses),),
     variants={"default": {}, "sum": {"reduction": "sum"}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative", "shift_invariant"),
     output_range=(0.0, float("inf")),

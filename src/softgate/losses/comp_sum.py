@@ -61,7 +61,7 @@ def _reference(
     return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
 
 
-_row_losses = row_kernel(SoftmaxRows, outer=lambda loss, **options: phi(-loss, **options))
+_row_losses = row_kernel(SoftmaxRows(), outer=lambda loss, **options: phi(-loss, **options))
 
 
 def _blocks(input: Tensor, *args: Any, temperature: float = 1.0, **options: Any) -> Tensor:

@@ -12,6 +12,8 @@ from softgate._checks import check_number
 from softgate._math.compress import compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
 from softgate.losses import _spherical
+from softgate.losses._quadratic_rows import QuadraticRows, log_quadratic
+from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
 from softgate.losses._targets import (
     autocast_input,
     check_loss_arguments,
@@ -19,7 +21,7 @@ from softgate.losses._targets import (
     expected_cost,
     hide_ignored,
 )
-from softgate.registry import method, record_of
+from softgate.registry import Kernel, method, record_of
 
 __all__ = [
     "spherical_softmax_loss",
@@ -27,11 +29,6 @@ __all__ = [
     "taylor_softmax_loss",
     "taylor_softmax_loss_from_stats",
 ]
-
-
-def _log_quadratic(x: Tensor, shift: float, floor: float) -> Tensor:
-    """``log((x + shift)^2 + floor)`` without overflow of the square."""
-    return 2.0 * torch.hypot(x + shift, x.new_full((), floor**0.5)).log()
 
 
 def _dense(
@@ -47,7 +44,7 @@ def _dense(
     """Cross-entropy of ``p_k`` proportional to ``(o_k + shift)^2 + floor``."""
     axis = class_axis(input)
     wide = hide_ignored(input, target, ignore_index).to(compute_dtype(input.dtype))
-    costs = -exclusive_log_softmax(_log_quadratic(wide, shift, floor), axis)
+    costs = -exclusive_log_softmax(log_quadratic(wide, shift, floor), axis)
     return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
 
 
@@ -79,12 +76,16 @@ def _taylor_reference(
     return _dense(1.0, 1.0, input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+_taylor_blocks = row_kernel(QuadraticRows(1.0, 1.0))
+
+
 @method(
     site="losses",
     family="loss",
     paper="z-loss",
     source="order-2 Taylor softmax, a competitor of the Z-loss: -log((1 + o + o^2 / 2) / sum)",
     reference=_taylor_reference,
+    kernels=(Kernel("blocks", _taylor_blocks, row_kernel_refuses),),
     variants={"default": {}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),
@@ -216,6 +217,10 @@ def _spherical_reference(
     return _dense(0.0, eps, input, target, weight, ignore_index, reduction, label_smoothing)
 
 
+def _spherical_blocks(*args: Any, eps: float = 0.1) -> Tensor:
+    return row_kernel(QuadraticRows(0.0, eps))(*args)
+
+
 def _check_eps(eps: Any) -> None:
     check_number("eps", eps, low=0.0, low_open=True, high_open=True)
 
@@ -231,6 +236,7 @@ def _bad_eps() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception
     paper="z-loss",
     source="spherical softmax, a competitor of the Z-loss: -log((o^2 + eps) / sum)",
     reference=_spherical_reference,
+    kernels=(Kernel("blocks", _spherical_blocks, row_kernel_refuses),),
     variants={"default": {}, "smoothing": {"eps": 1e-3, "label_smoothing": 0.1}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),

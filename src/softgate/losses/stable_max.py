@@ -71,7 +71,7 @@ class _StableMaxRows:
     paper="stablemax",
     source="sec. 4, eq. 8: L = -g(z_y) + logsumexp_j g(z_j), g(x) = sign(x) log(1 + |x|)",
     reference=_reference,
-    kernels=(Kernel("blocks", row_kernel(_StableMaxRows), row_kernel_refuses),),
+    kernels=(Kernel("blocks", row_kernel(_StableMaxRows()), row_kernel_refuses),),
     variants={"default": {}, "sum": {"reduction": "sum"}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative",),
     output_range=(0.0, float("inf")),

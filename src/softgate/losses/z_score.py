@@ -13,14 +13,19 @@ from softgate._checks import check_number
 from softgate._math.compress import compute_dtype
 from softgate.dispatch import call
 from softgate.losses import _spherical
+from softgate.losses._hinge_kernel import kernel_rows
+from softgate.losses._row_kernel import row_kernel_refuses
+from softgate.losses._standard_score_rows import StandardScores
 from softgate.losses._targets import (
     autocast_input,
     check_loss_arguments,
     class_axis,
     expected_cost,
     hide_ignored,
+    reduce_rows,
+    split_ignored,
 )
-from softgate.registry import method, record_of
+from softgate.registry import Kernel, method, record_of
 
 __all__ = ["ZLoss", "z_loss", "z_loss_from_stats"]
 
@@ -74,6 +79,41 @@ def _reference(
     return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
 
 
+def _target_scores(logits: Tensor, place: Tensor, eps: float) -> Tensor:
+    return standard_scores(logits, 1, eps).gather(1, place).squeeze(1)
+
+
+def _blocks(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    alpha: float = 1.0,
+    b: float = 0.0,
+    eps: float = 1e-12,
+) -> Tensor:
+    """The standard scores of the targets alone."""
+    index, keep = split_ignored(target, ignore_index)
+    everything = bool(keep.all())
+    if not everything:
+        # what stands in ignored rows reaches nothing; equal logits would need the general path
+        axis = class_axis(input)
+        numbers = torch.arange(input.shape[axis], dtype=input.dtype).reshape((-1,) + (1,) * (input.ndim - axis - 1))
+        input = torch.where(keep.unsqueeze(axis), input, numbers)
+    rows = _softplus_cost(kernel_rows(StandardScores, input, index, eps, _target_scores), alpha, b)
+    row_weight = None if weight is None else weight.to(rows.dtype)[index]
+    return reduce_rows(rows, None if everything else keep, row_weight, reduction).to(input.dtype)
+
+
+def _refuses(input: Tensor, *args: Any, **kwargs: Any) -> str | None:
+    if input.shape[class_axis(input)] <= 2:
+        return "of two classes the scores are constants, and their gradients nothing but rounding"
+    return row_kernel_refuses(input, *args, **kwargs)
+
+
 def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
     x, y = torch.ones(3, 4), torch.tensor([0, 3, 1])
     for name, values in (
@@ -91,6 +131,7 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="z-loss",
     source="the Z-loss: softplus(a (b - z)) / a of the standardised target logit",
     reference=_reference,
+    kernels=(Kernel("blocks", _blocks, _refuses),),
     variants={
         "default": {},
         "sharp": {"alpha": 4.0, "b": 1.5},
