@@ -34,8 +34,15 @@ def formula(latex: str) -> Markup | None:
 def _picture(latex: str) -> Markup:
     import matplotlib
 
-    clear = {"figure.facecolor": "none", "savefig.facecolor": "none"}
-    with matplotlib.rc_context({"svg.hashsalt": "softgate", "mathtext.fontset": "cm", "font.size": 10, **clear}):
+    with matplotlib.rc_context(
+        {
+            "svg.hashsalt": "softgate",
+            "mathtext.fontset": "cm",
+            "font.size": 10,
+            "figure.facecolor": "none",
+            "savefig.facecolor": "none",
+        }
+    ):
         from matplotlib.mathtext import math_to_image
 
         drawn = io.BytesIO()
