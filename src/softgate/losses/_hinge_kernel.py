@@ -1,4 +1,4 @@
-"""Rows of the one-vs-rest and Crammer-Singer hinge on the CPU, in blocks of rows that stay in the cache.
+"""Rows of the one-vs-rest and Crammer-Singer hinge in blocks of rows, which on a CPU stay in the cache.
 
 Only the scores are kept for the backward pass, where the plain-torch form keeps several tensors of their size.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from softgate._math.compress import compute_dtype
 from softgate._math.double_backward import differentiable_gradients
 from softgate.dispatch import is_batched_gradient, transform_reason
-from softgate.losses._row_kernel import _block_size, _blocks, _view
+from softgate.losses._row_kernel import _block_size, _blocks, _view, device_refuses
 from softgate.losses._targets import has_class_indices
 
 __all__: list[str] = []
@@ -25,7 +25,7 @@ PlainRows = Callable[..., Tensor]
 
 def scratch_for(x: Tensor) -> Tensor:
     """Memory for one block of ``x`` in the dtype of computation."""
-    return torch.empty(_block_size(x), dtype=compute_dtype(x.dtype))
+    return x.new_empty(_block_size(x), dtype=compute_dtype(x.dtype))
 
 
 def needs_graph(x: Tensor, grad: Tensor) -> bool:
@@ -40,7 +40,7 @@ class OneVsRestRows(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, index: Tensor, margin: float, hinge: str, plain: PlainRows) -> Tensor:
         """Row losses; see :data:`PlainRows` for the arguments."""
         scratch = scratch_for(x)
-        rows = torch.empty(index.shape, dtype=scratch.dtype)
+        rows = scratch.new_empty(index.shape)
         for part in _blocks(x):
             block, place = x[part], index[part]
             v = _view(scratch, block).copy_(block)
@@ -80,8 +80,8 @@ class CrammerSingerRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, margin: float, hinge: str, plain: PlainRows) -> Tensor:
         """Row losses; see :data:`PlainRows` for the arguments."""
-        scratch = torch.empty(_block_size(x), dtype=x.dtype)
-        rival, where = torch.empty(index.shape, dtype=x.dtype), torch.empty_like(index)
+        scratch = x.new_empty(_block_size(x))
+        rival, where = x.new_empty(index.shape), torch.empty_like(index)
         for part in _blocks(x):
             v = _view(scratch, x[part]).copy_(x[part]).scatter_(1, index[part], float("-inf"))
             torch.max(v, 1, keepdim=True, out=(rival[part], where[part]))
@@ -127,8 +127,9 @@ def kernel_rows(function: type[torch.autograd.Function], x: Tensor, index: Tenso
 
 def hinge_kernel_refuses(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> str | None:
     """Why the kernel cannot run this call, None if it can."""
-    if not input.is_cpu:
-        return f"it is written for the CPU, input is on {input.device}"
+    reason = device_refuses(input)
+    if reason is not None:
+        return reason
     if not has_class_indices(target):
         return "it needs class indices, target holds a label for every class"
     if input.numel() == 0:

@@ -1,4 +1,4 @@
-"""Cross-entropy of class indices on the CPU in blocks of rows that stay in the cache.
+"""Cross-entropy of class indices in blocks of rows, which on a CPU stay in the cache.
 
 One :class:`torch.autograd.Function` serves every loss of the form ``log(1 + rest / target score)``: a
 :class:`RowMath` says how scores and gradients of one block are computed with in-place operations on scratch buffers.
@@ -24,6 +24,8 @@ __all__: list[str] = []
 #: Entries per block: two float32 scratch buffers of a megabyte each stay in the L3 cache, and the calls into torch cost
 #: little beside them (2**15 to 2**18 measured on an EPYC with 32 MB: the larger, the faster).
 BLOCK = 2**18
+#: On a GPU a block is bounded by memory alone: the scratch of one takes 128 MiB a buffer.
+GPU_BLOCK = 2**25
 
 
 class RowMath(Protocol):
@@ -49,8 +51,8 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, index: Tensor, math: RowMath) -> Tensor:
         dtype = compute_dtype(x.dtype)
-        pivot, rest = (torch.empty(index.shape, dtype=dtype) for _ in range(2))
-        scratch = [torch.empty(_block_size(x), dtype=dtype) for _ in range(3 if x.dtype != dtype else 2)]
+        pivot, rest = (x.new_empty(index.shape, dtype=dtype) for _ in range(2))
+        scratch = [x.new_empty(_block_size(x), dtype=dtype) for _ in range(3 if x.dtype != dtype else 2)]
         for part in _blocks(x):
             block = x[part]
             pair = _view(scratch[0], block), _view(scratch[1], block)
@@ -58,7 +60,7 @@ class _RowLoss(torch.autograd.Function):
             math.rest(wide, index[part], pair, pivot[part], rest[part])
         loss, total = math.finish(x.gather(1, index).to(dtype), pivot, rest)
         # Rows that overflow in linear scale, or hold NaN or infinities, are done in logarithmic scale.
-        bad = torch.empty(0, dtype=torch.bool)
+        bad = x.new_empty(0, dtype=torch.bool)
         if not isfinite(float(loss.sum() + total.sum())):
             bad = ~(torch.isfinite(loss) & torch.isfinite(total)).squeeze(1)
             loss.squeeze(1)[bad] = math.rows(rows_of(x, bad).to(dtype), index.squeeze(1)[bad])
@@ -74,7 +76,7 @@ class _RowLoss(torch.autograd.Function):
         grad = grads[0].unsqueeze(1)
         scale = grad / total
         out = torch.empty_like(x)
-        scratch = [torch.empty(_block_size(x), dtype=grad.dtype) for _ in range(2 if x.dtype != grad.dtype else 0)]
+        scratch = [x.new_empty(_block_size(x), dtype=grad.dtype) for _ in range(2 if x.dtype != grad.dtype else 0)]
         for part in _blocks(x):
             if not scratch:
                 ctx.math.slopes(x[part], out[part], pivot[part], scale[part])
@@ -112,8 +114,13 @@ def _differentiable(x: Tensor, index: Tensor, grad: Tensor, math: RowMath) -> Te
     return result
 
 
+def _entries(x: Tensor) -> int:
+    """Entries of a block."""
+    return BLOCK if x.is_cpu else GPU_BLOCK
+
+
 def _block_size(x: Tensor) -> int:
-    return min(x.numel(), max(BLOCK, x.shape[1]))
+    return min(x.numel(), max(_entries(x), x.shape[1]))
 
 
 def _view(buffer: Tensor, like: Tensor) -> Tensor:
@@ -122,16 +129,27 @@ def _view(buffer: Tensor, like: Tensor) -> Tensor:
 
 def _blocks(x: Tensor) -> Iterator[tuple[slice, ...]]:
     """Slices over the rows, and over the positions of one image if that alone exceeds a block."""
-    inner = x.shape[1] * (x.shape[2] if x.ndim == 3 else 1)
-    step = max(1, BLOCK // inner)
+    most, inner = _entries(x), x.shape[1] * (x.shape[2] if x.ndim == 3 else 1)
+    step = max(1, most // inner)
     for start in range(0, x.shape[0], step):
         rows = slice(start, start + step)
-        if inner <= BLOCK or x.ndim == 2:
+        if inner <= most or x.ndim == 2:
             yield (rows,)
             continue
-        width = max(1, BLOCK // x.shape[1])
+        width = max(1, most // x.shape[1])
         for left in range(0, x.shape[2], width):
             yield rows, slice(None), slice(left, left + width)
+
+
+def device_refuses(x: Tensor) -> str | None:
+    """Why the blocks cannot be worked on where ``x`` is, None if they can."""
+    if x.is_cpu:
+        return None
+    if not x.is_cuda:
+        return f"it is written for the CPU and for GPUs, input is on {x.device}"
+    if torch.cuda.is_current_stream_capturing():
+        return "it asks the GPU which rows are difficult, and a CUDA graph that is being captured has no answer"
+    return None
 
 
 def row_kernel(math: RowMath, outer: Callable[..., Tensor] | None = None) -> Callable[..., Tensor]:
@@ -176,8 +194,9 @@ def row_kernel_refuses(
     **options: Any,
 ) -> str | None:
     """Why the row kernel cannot run this call, None if it can."""
-    if not input.is_cpu:
-        return f"it is written for the CPU, input is on {input.device}"
+    reason = device_refuses(input)
+    if reason is not None:
+        return reason
     if not has_class_indices(target):
         return "it needs class indices, target holds probabilities"
     if label_smoothing:

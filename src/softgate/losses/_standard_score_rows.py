@@ -1,4 +1,4 @@
-"""Standard scores of the targets on the CPU, in blocks of rows that stay in the cache.
+"""Standard scores of the targets in blocks of rows, which on a CPU stay in the cache.
 
 Only the logits and two numbers a row are kept for the backward pass, where the plain form keeps several tensors of
 their size.
@@ -31,8 +31,8 @@ class StandardScores(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, index: Tensor, eps: float, plain: PlainScores) -> Tensor:
         """Scores of the rows."""
         first, second = scratch_for(x), scratch_for(x)
-        mean, variance = (torch.empty(index.shape, dtype=first.dtype) for _ in range(2))
-        pivot = torch.empty(index.shape, dtype=x.dtype)
+        mean, variance = (first.new_empty(index.shape) for _ in range(2))
+        pivot = x.new_empty(index.shape)
         for part in _blocks(x):
             block, t = x[part], _view(first, x[part])
             torch.amax(block, 1, keepdim=True, out=pivot[part])
