@@ -10,7 +10,7 @@ from softgate.lab.compare.dataset import Kind
 __all__ = ["GRID", "SIZES", "Size"]
 
 #: Learning rates that every variant is tried with.
-GRID = (1e-3, 3e-3, 1e-2)
+GRID = (1e-3, 3e-3, 1e-2, 3e-2)
 
 
 @dataclass(frozen=True)
