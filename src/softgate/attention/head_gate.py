@@ -25,7 +25,7 @@ _FINE_TUNE_STD = 0.01
 
 
 class HeadGate(nn.Module):
-    r"""Gate :math:`\sigma(G_h(x_h))`, one scalar per head and token; multiply each head's output by it.
+    r"""Gate ``σ(G_h(x_h))``, one scalar per head and token; multiply each head's output by it.
 
     ``x_h`` is the h-th of H equal slices of the features of the attention block's input, not a projection of it. Kinds
     and their numbers of parameters, with d = embed_dim / H:

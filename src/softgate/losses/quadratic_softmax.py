@@ -173,7 +173,7 @@ def taylor_softmax_loss_from_stats(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    r"""Taylor softmax loss from what a spherical head returns: :math:`-\log((1 + a + a^2/2) / (D + s + q/2))`.
+    r"""Taylor softmax loss from what a spherical head returns: ``-log((1 + a + a²/2) / (D + s + q/2))``.
 
     Args:
         a: logit of the target of every row, any shape, real floating point.
@@ -334,7 +334,7 @@ def spherical_softmax_loss_from_stats(
     *,
     eps: float = 0.1,
 ) -> Tensor:
-    r"""Spherical softmax loss from what a spherical head returns: :math:`-\log((a^2 + \epsilon) / (q + D \epsilon))`.
+    r"""Spherical softmax loss from what a spherical head returns: ``-log((a² + ε) / (q + D ε))``.
 
     Args:
         a: logit of the target of every row, any shape, real floating point.

@@ -23,7 +23,7 @@ def group_advantages(
     convention: Literal["trl", "verl"] = "trl",
     allow_singletons: bool = False,
 ) -> Tensor:
-    r"""Advantages :math:`A_i = (R_i - \bar R_g) / (\sigma_g + \epsilon)` of rewards in groups, in any order of rows.
+    r"""Advantages ``A_i = (R_i - mean_g) / (σ_g + ε)`` of rewards in groups, in any order of rows.
 
     Args:
         rewards: one reward per sequence, ``(B,)``. NaN means that no reward applies: the row is left out of mean and

@@ -36,7 +36,7 @@ _NO_CLIPS: dict[str, Any] = {"eps_low": 1.0, "eps_high": 1e38, "delta": None, "d
 def reinforce_loss(
     logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, **options: Unpack[LossOptions]
 ) -> Any:
-    r"""The unclipped surrogate :math:`-r A` with :math:`r = \exp(\log\pi - \log\pi_{old})`.
+    r"""The unclipped surrogate ``-r A`` with ``r = exp(log π - log π_old)``.
 
     Args:
         logp: log-probabilities of the sampled tokens, ``(B, T)``; gets the gradient.
@@ -113,7 +113,7 @@ def grpo_loss(
     dual_clip: float | None = None,
     **options: Unpack[LossOptions],
 ) -> Any:
-    r"""The clipped surrogate of PPO and GRPO, :math:`-\min(r A, \mathrm{clip}(r, 1 - \epsilon_l, 1 + \epsilon_h) A)`.
+    r"""The clipped surrogate of PPO and GRPO, ``-min(r A, clip(r, 1 - ε_l, 1 + ε_h) A)``.
 
     No gradient where ``A > 0`` and ``r > 1 + eps_high``, or ``A < 0`` and ``r < 1 - eps_low``. A token with ``A < 0``
     and a huge ratio has a huge gradient, unless ``delta`` or ``dual_clip`` stops it there.

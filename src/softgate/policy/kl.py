@@ -20,7 +20,7 @@ KLKind = Literal["k1", "k2", "k3", "abs"]
 
 
 def kl_estimate(logp: Tensor, ref_logp: Tensor, kind: KLKind = "k3", *, max_log_ratio: float = 20.0) -> Tensor:
-    r"""Estimate of :math:`KL(\pi \| \pi_{ref})` at each sampled token, with :math:`d = \log\pi_{ref} - \log\pi`.
+    r"""Estimate of ``KL(π ‖ π_ref)`` at each sampled token, with ``d = log π_ref - log π``.
 
     ``k1`` :math:`= -d`, ``k2`` :math:`= d^2 / 2`, ``k3`` :math:`= e^d - d - 1`, ``abs`` :math:`= |d|`. k1 and k3 are
     unbiased for tokens drawn from the policy, k3 is never negative and has less variance. verl calls them ``kl``,

@@ -175,7 +175,7 @@ def candidates(
 
 
 def soft_embedding(token: SoftToken, embedding: Tensor | nn.Module, tau: float | None = None) -> Tensor:
-    r"""Input embedding of a soft token, :math:`s = \sum_k y_k E[t_k]`; no gradient reaches the table through it.
+    r"""Input embedding of a soft token, ``s = Σ_k y_k E[t_k]``; no gradient reaches the table through it.
 
     The likelihood of later steps is taken at given inputs: a gradient through ``s`` would mix a second estimator into
     the score-function gradient. So the result is detached, always.
