@@ -13,7 +13,7 @@ from typing import Any
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_value, check_choice
 from softgate.lab.compare.dataset import FILE, Dataset
 from softgate.lab.compare.scores import Metric, metric_of
-from softgate.lab.compare.sites import SITES
+from softgate.lab.compare.sites import SITES, check_name
 from softgate.lab.compare.sizes import GRID, SIZES, Size
 from softgate.lab.compare.sources import Source, load_source
 from softgate.lab.compare.training import Setup, step_loss
@@ -141,10 +141,8 @@ def make_plan(
     if seeds > TUNING_SEED:
         bad_value("--seeds", seeds, f"at most {TUNING_SEED}")
     chosen = parse_variants(variants)
-    known = SITES[site].names()
     for variant in chosen:  # before the data is read, which may take its time
-        if variant.name not in known:
-            raise ArgumentValueError(f"--variants: {site} knows no {variant.name!r}, only {', '.join(known)}")
+        check_name(site, variant)
     grid = GRID if lr_grid is None else parse_grid(lr_grid)
     data = load_source(source, site, SITES[site].kinds, size)
     plan = Plan(site, chosen, data, size, steps or SIZES[size][data.kind].steps, seeds, grid)

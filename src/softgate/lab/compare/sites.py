@@ -29,7 +29,7 @@ from softgate.swapping.attention_methods import (
     normalizer_methods,
 )
 
-__all__ = ["SITES", "Method", "Site", "resolve"]
+__all__ = ["SITES", "Method", "Site", "check_name", "resolve"]
 
 
 @dataclass(frozen=True)
@@ -64,15 +64,20 @@ class Site:
     resolve: Callable[[Variant, Shape, Size, int], Method]
 
 
+def check_name(site: str, variant: Variant) -> None:
+    """Raise, with the known names, unless ``site`` knows the method."""
+    known = SITES[site].names()
+    if variant.name not in known:
+        raise ArgumentValueError(f"--variants: {variant.name!r} is no method of {site}; known are {', '.join(known)}")
+
+
 def resolve(site: str, variant: Variant, shape: Shape, size: Size, steps: int) -> Method:
     """``variant`` of ``site`` as code.
 
     Raises:
-        ArgumentValueError: a name that the site does not know.
+        ArgumentValueError: a name that the site does not know, or options that its method refuses.
     """
-    known = SITES[site].names()
-    if variant.name not in known:
-        raise ArgumentValueError(f"--variants: {variant.name!r} is no method of {site}; known are {', '.join(known)}")
+    check_name(site, variant)
     return SITES[site].resolve(variant, shape, size, steps)
 
 
