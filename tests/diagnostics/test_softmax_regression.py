@@ -332,3 +332,18 @@ def test_an_attainable_target_gives_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         sr.SoftmaxRegression().fit(A, (A @ x).softmax(-1))
+
+
+@pytest.mark.parametrize("solver", ["lm", "newton"])
+def test_problems_that_stop_early_leave_the_others_alone(solver: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    a = torch.randn(12, 9, 3, generator=generator, dtype=torch.float64)
+    noise = torch.linspace(0, 1, 12, dtype=torch.float64)[:, None]
+    b = (a.sum(-1) + noise * torch.randn(12, 9, generator=generator, dtype=torch.float64)).softmax(-1)
+    x, info = sr.SoftmaxRegression(solver).fit(a, b)
+    assert len(info.iterations.unique()) > 3
+    for i in range(12):
+        alone, other = sr.SoftmaxRegression(solver).fit(a[i], b[i])
+        torch.testing.assert_close(x[i], alone, rtol=1e-7, atol=1e-9)
+        assert info.status[i] == other.status[0] and bool(info.iterations[i] > 0)
+        assert (info.losses[int(info.iterations[i]) :, i] == info.losses[-1, i]).all()

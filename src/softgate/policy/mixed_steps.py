@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from softgate._checks import check_float_tensor
 from softgate._math.compress import compute_dtype
+from softgate.dispatch import transform_reason
 from softgate.errors import bad_type, bad_value
 from softgate.losses import selective_log_softmax_fused
 from softgate.policy.soft_log_prob import Reduce, check_score_options, soft_token_log_prob
@@ -90,6 +91,8 @@ def mixed_log_prob(
         soft = soft_token_log_prob(hidden, token.ids, token.g, kept=token.kept, **options)
         return torch.where(token.is_soft, soft, _label_log_prob(hidden, labels, temperature))
     hard = ~token.is_soft
+    if transform_reason(hidden, lm_head) is None and hidden.is_cpu and not bool(hard.any()):
+        return _soft_rows(hidden, lm_head, bias, token, options).view(labels.shape)
     hard_rows = selective_log_softmax_fused(hidden[hard], lm_head, labels[hard], bias=bias, temperature=temperature)
     soft_rows = _soft_rows(hidden, lm_head, bias, token, options).to(hard_rows.dtype)
     none = torch.zeros_like(labels, dtype=hard_rows.dtype)
@@ -110,7 +113,9 @@ def _soft_rows(
     where = token.is_soft
     x_ND, ids_NK = hidden[where], token.ids[where]
     dtype = compute_dtype(hidden.dtype)
-    logits_NK = torch.einsum("nkd,nd->nk", lm_head[ids_NK].to(dtype), x_ND.to(dtype))
+    # an embedding: its gradient is added up much faster than that of an index
+    rows_NKD = nn.functional.embedding(ids_NK, lm_head)
+    logits_NK = torch.einsum("nkd,nd->nk", rows_NKD.to(dtype), x_ND.to(dtype))
     if bias is not None:
         logits_NK = logits_NK + bias[ids_NK].to(dtype)
     return soft_token_log_prob(logits_NK, None, token.g[where], kept=token.kept[where], **options)

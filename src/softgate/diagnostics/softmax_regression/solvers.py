@@ -22,6 +22,8 @@ __all__ = ["SOLVERS", "Limits", "Outcome", "gradient_descent"]
 #: Damping of Levenberg-Marquardt at the start, and at least, relative to the mean diagonal of the Gauss-Newton matrix:
 #: that of the first iteration or of the present one, whichever is smaller.
 _FIRST_DAMPING, _LEAST_DAMPING = 1e-3, 1e-14
+#: Problems that have stopped are left out as soon as no more than this share of a batch runs.
+_FEW = 0.8
 
 
 class Limits(NamedTuple):
@@ -49,31 +51,46 @@ class Outcome(NamedTuple):
 
 
 class _State:
-    """Which problems still run, and what has been recorded of them."""
+    """Which problems still run, which of all are worked on (``rows``), and what has been recorded of them."""
 
     def __init__(self, y: Tensor, loss: Tensor, limits: Limits) -> None:
-        self.y, self.limits, self.losses = y, limits, [loss]
+        self.y, self.limits, self.losses = y.clone(), limits, [loss]
         self.running = torch.ones_like(loss, dtype=torch.bool)
         self.settled = torch.zeros_like(self.running)
         self.iterations = torch.zeros_like(loss, dtype=torch.int64)
+        self.rows: Tensor | slice = slice(None)
 
     def advance(self, step: Tensor, accepted: Tensor, proposed: Tensor, loss: Tensor) -> Tensor:
         """Take accepted steps, note stops. ``proposed``: the step means something. Returns which steps were taken."""
-        taken = accepted & self.running
-        small = step.norm(dim=-1) <= self.limits.tol * (1.0 + self.y.norm(dim=-1))
-        self.y = torch.where(taken[:, None], self.y + step, self.y)
-        self.losses.append(torch.where(taken, loss, self.losses[-1]))
-        self.iterations += self.running
-        self.settled |= self.running & proposed & small
-        self.running &= ~self.settled & (self.y.norm(dim=-1) <= self.limits.max_norm)
+        rows = self.rows
+        y, running, last = self.y[rows], self.running[rows], self.losses[-1]
+        taken = accepted & running
+        small = step.norm(dim=-1) <= self.limits.tol * (1.0 + y.norm(dim=-1))
+        settled = running & proposed & small
+        y = torch.where(taken[:, None], y + step, y)
+        self.losses.append(last.clone())
+        self.losses[-1][rows] = torch.where(taken, loss, last[rows])
+        self.y[rows] = y
+        self.iterations[rows] += running
+        self.settled[rows] |= settled
+        self.running[rows] = running & ~settled & (y.norm(dim=-1) <= self.limits.max_norm)
         return taken
+
+    def shrink(self) -> Tensor | None:
+        """Go on without the problems that have stopped, once they are many: which of those worked on are left."""
+        running = self.running[self.rows]
+        left = running.nonzero().squeeze(1)
+        if len(left) > _FEW * len(running):
+            return None
+        self.rows = left if isinstance(self.rows, slice) else self.rows[left]
+        return left
 
     def outcome(self) -> Outcome:
         return Outcome(self.y, torch.stack(self.losses), self.iterations, self.settled)
 
 
 def _softmax(A: Tensor, y: Tensor) -> Tensor:
-    return (A @ y[:, :, None])[:, :, 0].softmax(-1)
+    return (y[:, None, :] @ A.mT)[:, 0].softmax(-1)
 
 
 def _loss(f: Tensor, b: Tensor) -> Tensor:
@@ -91,27 +108,34 @@ def _damped_newton(A: Tensor, b: Tensor, y: Tensor, limits: Limits, full: bool) 
     damping = torch.full_like(state.losses[0], _FIRST_DAMPING)
     first_size = torch.full_like(damping, torch.inf)
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device)
+    both = A.new_empty(*A.shape[:-1], A.shape[-1] + 1)
     for _ in range(limits.max_iter):
-        centred = A - f[:, None, :] @ A
-        scaled = f[:, :, None] * centred
-        gradient = (scaled.mT @ (f - b)[:, :, None])[:, :, 0]
-        matrix = scaled.mT @ scaled
+        # the Jacobian with the residual as one more column: one product for the matrix and the gradient
+        both = both[: len(A)]
+        torch.sub(A, f[:, None, :] @ A, out=both[:, :, :-1]).mul_(f[:, :, None])
+        torch.sub(f, b, out=both[:, :, -1])
+        products = both.mT @ both
+        matrix, gradient = products[:, :-1, :-1], products[:, :-1, -1]
         present = matrix.diagonal(dim1=-2, dim2=-1).mean(-1).clamp(min=torch.finfo(A.dtype).tiny / _LEAST_DAMPING)
         first_size = torch.where(first_size.isinf(), present, first_size)
         shift = damping * torch.minimum(first_size, present)
         if full:
+            centred = A - f[:, None, :] @ A
             matrix = matrix + centred.mT @ (softmax_jacobian_product(f, f - b)[:, :, None] * centred)
         factor, failed = torch.linalg.cholesky_ex(matrix + shift[:, None, None] * eye)
         definite = failed == 0
         factor = torch.where(definite[:, None, None], factor, eye)
         step = -torch.cholesky_solve(gradient[:, :, None], factor)[:, :, 0]
-        tried = _softmax(A, state.y + step)
+        tried = _softmax(A, state.y[state.rows] + step)
         loss = _loss(tried, b)
-        taken = state.advance(step, definite & (loss < state.losses[-1]), definite, loss)
+        taken = state.advance(step, definite & (loss < state.losses[-1][state.rows]), definite, loss)
         f = torch.where(taken[:, None], tried, f)
         damping = torch.where(taken, damping / 3.0, damping * 4.0).clamp(min=_LEAST_DAMPING)
         if not bool(state.running.any()):
             break
+        left = state.shrink()
+        if left is not None:
+            A, b, f, damping, first_size = (x[left] for x in (A, b, f, damping, first_size))
     return state.outcome()
 
 
