@@ -33,6 +33,8 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "pixel_mixture": ([], {"SHAPES": ((1, 3, 16, 16, 4),)}),
     "policy": (["--shape", "4,8", "--groups", "3,4", "--head", "8,4,50"], {"trl_log_probs": lambda: None}),
     "routing": ([], {"CASES": ((16, 8, 16, 4, 2),)}),
+    "soft_thinking": (["--model", "50,16,1", "--steps", "4", "--score", "4,16,5"], {"VOCABULARIES": (50,)}),
+    "softmax_regression": (["--problems", "6,8,3", "--loop", "2"], {}),
 }
 
 
@@ -76,8 +78,10 @@ def test_every_benchmark_is_tried_here() -> None:
 def test_the_summary_reads_what_a_benchmark_writes(
     site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Any
 ) -> None:
-    if site in ("gaussian_moe", "routing"):
-        pytest.importorskip({"gaussian_moe": "sklearn", "routing": "transformers"}[site])
+    needed = {"gaussian_moe": "sklearn", "routing": "transformers", "soft_thinking": "transformers",
+              "softmax_regression": "scipy"}  # fmt: skip
+    if site in needed:
+        pytest.importorskip(needed[site])
     module = _module(site, monkeypatch)
     arguments, constants = SMALL[site]
     quick = {"interleaved": _run_once, "step_seconds": _once, "peak_bytes": lambda step, device="cpu": 1}

@@ -196,6 +196,28 @@ def _routing(record: Record) -> Iterator[Comparison]:
             yield Comparison(f"experts {step}, {size}", ours, "transformers, grouped_mm", theirs, limit)
 
 
+def _soft_thinking(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "decode"):
+        size = " × ".join(f"{n:,}" for n in r["model"])
+        for key, peer in (("plain", "plain decoding"), ("transformers", "generate of transformers")):
+            yield Comparison(f"a step of soft thinking, {size}", r["ms"]["soft"], peer, r["ms"][key])
+    for section in (name for name in record if name.startswith("score_")):
+        for r in _figures(record, section):
+            classes, *more = section.removeprefix("score_").split("_", 1)
+            size = f"{' × '.join(f'{n:,}' for n in r['shape'])} of {int(classes):,}"
+            name = f"scoring soft steps{' ' + more[0].replace('_', ' ') if more else ''}, {size}"
+            yield Comparison(name, r["ms"]["soft"], "log_softmax of all logits", r["ms"]["full"])
+
+
+def _softmax_regression(record: Record) -> Iterator[Comparison]:
+    for section in ("attainable", "noisy"):
+        for r in _figures(record, section):
+            size = " × ".join(f"{n:,}" for n in r["problems"])
+            s = r["seconds"]
+            name = f"softmax regression, {section} targets, {size}"
+            yield Comparison(name, 1e3 * s["batch"], "scipy least_squares", 1e3 * s["scipy"])
+
+
 #: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "attention": _attention,
@@ -210,6 +232,8 @@ _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "pixel-mixture": _pixel_mixture,
     "policy": _policy,
     "routing": _routing,
+    "soft-thinking": _soft_thinking,
+    "softmax-regression": _softmax_regression,
 }
 
 
