@@ -147,8 +147,12 @@ def run_sapo(
     return rows.loss(sums, lengths)
 
 
-def sapo_refuses(*args: Any, gate: Any = "sapo", level: str = "token", **options: Any) -> str | None:
+def sapo_refuses(
+    *args: Any, gate: Any = "sapo", level: str = "token", return_stats: bool = False, **options: Any
+) -> str | None:
     """Why the closed form cannot run this call, None if it can."""
+    if return_stats:
+        return "with statistics, as trainers ask for them, gradients keep the bits of TRL's own loss"
     if gate != "sapo":
         return "it knows the gate 'sapo' alone"
     return None if level == "token" else "it gates tokens, not sequences"

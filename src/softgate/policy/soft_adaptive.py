@@ -9,7 +9,7 @@ from torch import Tensor
 
 from softgate.dispatch import call
 from softgate.errors import bad_type
-from softgate.policy._closed_form import run_sapo, sapo_refuses, with_stats
+from softgate.policy._closed_form import run_sapo, sapo_refuses
 from softgate.policy.gates import Gate, check_tau, find_gate, tau_of
 from softgate.policy.objective_options import (
     DEFAULTS,
@@ -75,7 +75,7 @@ def _bad_inputs() -> Any:
     paper="sapo",
     source="-f_tau(r) A, f_tau(r) = (4 / tau) sigma(tau (r - 1)); gradient -A r sech^2(tau (r - 1) / 2)",
     reference=_reference,
-    kernels=(Kernel("closed_form", with_stats(run_sapo, _reference), sapo_refuses),),
+    kernels=(Kernel("closed_form", run_sapo, sapo_refuses),),
     variants={
         "default": {},
         "sequence": {"level": "sequence", "centered": True},
