@@ -210,7 +210,7 @@ def _soft_thinking(record: Record) -> Iterator[Comparison]:
 
 
 def _softmax_regression(record: Record) -> Iterator[Comparison]:
-    for section in ("attainable", "noisy"):
+    for section in ("attainable", "noisy", "far"):
         for r in _figures(record, section):
             size = " × ".join(f"{n:,}" for n in r["problems"])
             s = r["seconds"]
