@@ -4,9 +4,9 @@
 
 One thread, float64, candidates in turns. Both minimise the same loss to the same tolerance; scipy solves the first L
 problems and its time is scaled to all of them. Targets are distributions of the family itself (``attainable``), or with
-normal noise of deviation 0.1 (``noisy``) or 0.3 (``far``) on the logits, where Gauss-Newton steps converge slowly. The excess is how far
-a loss is above the smaller of the two, at most. Figures go to DIR/benchmark-softmax-regression.json. Smoke:
---problems 20,8,3 --loop 5.
+normal noise of deviation 0.1 (``noisy``) or 0.3 (``far``) on the logits, where Gauss-Newton steps converge slowly. The
+excess is how far a loss is above the smaller of the two, at most. Figures go to
+DIR/benchmark-softmax-regression.json. Smoke: --problems 20,8,3 --loop 5.
 """
 
 from __future__ import annotations
