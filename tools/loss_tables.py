@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 
 def heads_table() -> str:
     """One SGD step of output layers of very many classes."""
-    record = _section("benchmark-heads.json", "heads")
+    record = section("benchmark-heads.json", "heads")
     columns: dict[str, Callable[[Row], str]] = {
         "classes": lambda r: f"{r['classes']:,}",
         **{name: _number("ms", name) for name in record["figures"][0]["ms"]},
@@ -25,7 +25,7 @@ def heads_table() -> str:
 
 def fused_table() -> str:
     """Linear layer and loss together, beside eager, torch's own and the three products alone."""
-    record = _section("benchmark-fused-linear.json", "fused_linear")
+    record = section("benchmark-fused-linear.json", "fused_linear")
     lines = ["| N, d, V | | s | time / three products | extra MiB |", "|---|---|---|---|---|"]
     for r in record["figures"]:
         shape = f"{r['rows']}, {r['features']}, {r['classes']:,}"
@@ -33,12 +33,12 @@ def fused_table() -> str:
             if name != "gemm3":
                 extra = r["extra_bytes"][name] / 2**20
                 lines.append(f"| {shape} | {name} | {seconds:.3f} | {r['over_gemm3'][name]:.2f} | {extra:.0f} |")
-    return "\n".join(lines) + _where(record)
+    return "\n".join(lines) + where(record)
 
 
 def margins_table() -> str:
     """Support vector losses beside cross-entropy."""
-    record = _section("benchmark-margins.json", "losses")
+    record = section("benchmark-margins.json", "losses")
     columns: dict[str, Callable[[Row], str]] = {
         "rows × classes": lambda r: f"{r['rows']} × {r['classes']}",
         **{name: _number("ms", name) for name in record["figures"][0]["ms"]},
@@ -48,7 +48,19 @@ def margins_table() -> str:
     return _table(record, columns)
 
 
-def _section(file: str, name: str) -> dict[str, Any]:
+def dense_table() -> str:
+    """Losses of dense logits, forward and backward, as multiples of the time of cross-entropy."""
+    record = section("benchmark-losses.json", "dense")
+    columns: dict[str, Callable[[Row], str]] = {
+        "rows × classes": lambda r: f"{r['rows']} × {r['classes']:,}",
+        "`F.cross_entropy`, ms": lambda r: f"{r['ms']['cross_entropy']:.3g}",
+        **{name: _number("over cross_entropy", name) for name in record["figures"][0]["over cross_entropy"]},
+    }
+    return _table(record, columns)
+
+
+def section(file: str, name: str) -> dict[str, Any]:
+    """One part of a benchmark's record: figures and what they were measured on."""
     record: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))[name]
     return record
 
@@ -60,10 +72,11 @@ def _number(group: str, name: str) -> Callable[[Row], str]:
 def _table(record: Mapping[str, Any], columns: Mapping[str, Callable[[Row], str]]) -> str:
     lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     lines += ["| " + " | ".join(cell(row) for cell in columns.values()) + " |" for row in record["figures"]]
-    return "\n".join(lines) + _where(record)
+    return "\n".join(lines) + where(record)
 
 
-def _where(record: Mapping[str, Any]) -> str:
+def where(record: Mapping[str, Any]) -> str:
+    """What the figures of a record were measured on."""
     e = record["environment"]
     load = record["load_per_core"]
     return f"\n\n{e.get('cpu', '')}, torch {e['torch']}, one thread, float32; load per core {load}; medians."

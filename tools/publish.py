@@ -16,7 +16,8 @@ import sys
 from pathlib import Path
 
 from benchmark_tables import benchmarks_table
-from loss_tables import fused_table, heads_table, margins_table
+from loss_tables import dense_table, fused_table, heads_table, margins_table
+from policy_tables import objectives_table, policy_heads_table
 from routing_tables import experts_table, mixture_table
 
 from softgate.lab.files import write_atomic, write_json
@@ -182,16 +183,19 @@ TABLES = {
     "attention_training": lambda: attention_table("training"),
     "attention_linear": linear_table,
     "attention_memory": memory_table,
+    "loss_dense": dense_table,
     "loss_fused": fused_table,
     "loss_heads": heads_table,
     "loss_margins": margins_table,
+    "policy_heads": policy_heads_table,
+    "policy_objectives": objectives_table,
     "routing_experts": experts_table,
     "routing_mixture": mixture_table,
     "benchmarks": benchmarks_table,
 }
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("claims", "choosing", "attention", "losses", "routing", "benchmarks")),
+    *(f"docs/{name}.md" for name in ("claims", "choosing", "attention", "losses", "routing", "policy", "benchmarks")),
 )
 
 
