@@ -41,6 +41,11 @@ def _price(lead: Tensor, inner: str, rho: float) -> Tensor:
     return positive.square() if inner == "squared_hinge" else positive
 
 
+def _no_rival(own: Tensor) -> Tensor:
+    """The lead of a class over itself: endless, so that it costs nothing, but NaN stays NaN."""
+    return torch.full_like(own, float("inf")).masked_fill(own.isnan(), float("nan"))
+
+
 def _outer(prices: Tensor, axis: int, tau: float) -> Tensor:
     """``Phi_tau`` of their sum, which stands where ``1 / p - 1`` stands in the losses of softmax."""
     return phi(-prices.sum(axis).log1p(), tau)
@@ -50,7 +55,7 @@ def _costs(z: Tensor, axis: int, inner: str, rho: float, tau: float) -> Tensor:
     """Loss of every class as the target, from all pairs; the shape of ``z``."""
     last = z.movedim(axis, -1)
     itself = torch.eye(last.shape[-1], dtype=torch.bool, device=z.device)
-    lead = (last.unsqueeze(-1) - last.unsqueeze(-2)).masked_fill(itself, float("inf"))
+    lead = torch.where(itself, _no_rival(last).unsqueeze(-1), last.unsqueeze(-1) - last.unsqueeze(-2))
     return _outer(_price(lead, inner, rho), -1, tau).movedim(-1, axis)
 
 
@@ -74,7 +79,8 @@ def _reference(
         return expected_cost(costs, target, weight, ignore_index, reduction, label_smoothing).to(input.dtype)
     index, keep = split_ignored(target, ignore_index)
     place = index.unsqueeze(axis)
-    lead = (z.gather(axis, place) - z).scatter(axis, place, float("inf"))
+    own = z.gather(axis, place)
+    lead = (own - z).scatter(axis, place, _no_rival(own))
     rows = _outer(_price(lead, inner, rho), axis, tau)
     return reduce_rows(rows, keep, None if weight is None else weight.to(z.dtype)[index], reduction).to(input.dtype)
 
@@ -148,7 +154,7 @@ def comp_sum_margin_loss(
 
     Example:
         >>> scores, label = torch.tensor([[2.0, 1.5, 0.0]]), torch.tensor([0])
-        >>> [comp_sum_margin_loss(scores, label, inner=inner, tau=0.0).item() for inner in ("hinge", "squared_hinge")]
+        >>> [round(comp_sum_margin_loss(scores, label, inner=i, tau=0.0).item(), 4) for i in ("hinge", "squared_hinge")]
         [0.5, 0.25]
 
     Paper: Mao, Mohri and Zhong, Cross-Entropy Loss Functions: Theoretical Analysis and Applications, arXiv 2304.07288,

@@ -82,7 +82,7 @@ PAPER = Paper(
         "minimizability gaps why tau = 1 is hard to beat on clean data. A smooth adversarial form keeps the margins "
         "of an input where they are under perturbation and is reported to resist attacks better than TRADES."
     ),
-    methods=("losses.comp_sum_loss", "losses.comp_sum_probabilities"),
+    methods=("losses.comp_sum_loss", "losses.comp_sum_margin_loss", "losses.comp_sum_probabilities"),
     measure=measure_table,
     claims=(
         Claim(

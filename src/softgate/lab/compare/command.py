@@ -23,7 +23,9 @@ def compare(
     csv: Annotated[Path | None, typer.Option("--csv", help="A table whose first line names its columns.")] = None,
     target: Annotated[str | None, typer.Option(help="Label column of --csv; the last one by default.")] = None,
     data: Annotated[str | None, typer.Option(help="A built-in set: tinyshakespeare, mnist, synthetic, ….")] = None,
-    size: Annotated[Literal["tiny", "small"], typer.Option(help="tiny: hundreds of updates, minutes; small: thousands.")] = "tiny",
+    size: Annotated[
+        Literal["tiny", "small"], typer.Option(help="tiny: hundreds of updates, minutes; small: thousands.")
+    ] = "tiny",
     steps: Annotated[int | None, typer.Option(min=1, help="Updates of every training; by default the size's.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of seeds.")] = 3,
     lr_grid: Annotated[str | None, typer.Option(help="Learning rates that every variant tries.")] = None,
