@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
+from loss_tables import section
 
 
 def experts_table() -> str:
     """The experts' layer beside dense products, transformers' grouped_mm and its eager experts."""
-    record = _section("benchmark-routing.json", "experts")
+    record = section("benchmark-routing.json", "experts")
     lines = [
         "| dtype | tokens, D, F, E, K | rows per expert | dense products, ms | forward, ms | rate of dense | "
         "forward + backward, ms | over forward | forward / grouped_mm | both / grouped_mm | times faster than eager |",
@@ -39,7 +37,7 @@ def experts_table() -> str:
 
 def mixture_table() -> str:
     """One EM iteration and a whole fit of GaussianMoE."""
-    iteration, fit = (_section("benchmark-gaussian_moe.json", name) for name in ("iteration", "fit"))
+    iteration, fit = (section("benchmark-gaussian_moe.json", name) for name in ("iteration", "fit"))
     lines = [
         "| samples, experts, top_k | one iteration, ms | plain numpy, ms | times faster | "
         "ten passes over n·k doubles, ms |",
@@ -59,11 +57,6 @@ def mixture_table() -> str:
         f"(x, y), another model, {ms['sklearn GaussianMixture on (x, y)']:.0f} ms.",
     ]
     return "\n".join(lines) + _where(iteration, "medians")
-
-
-def _section(file: str, name: str) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))[name]
-    return record
 
 
 def _where(record: dict[str, Any], what: str) -> str:

@@ -13,24 +13,13 @@ from torch import Tensor
 
 from softgate._math.compress import compute_dtype
 from softgate._math.double_backward import differentiable_gradients
-from softgate.dispatch import is_batched_gradient, transform_reason
-from softgate.losses._row_kernel import _block_size, _blocks, _view, device_refuses
+from softgate.losses._row_kernel import _block_size, _blocks, _view, device_refuses, needs_graph, scratch_for
 from softgate.losses._targets import has_class_indices
 
 __all__: list[str] = []
 
 #: ``(x, place, margin, hinge, axis=1) -> rows``: the same in ordinary differentiable operations; keeps the axis.
 PlainRows = Callable[..., Tensor]
-
-
-def scratch_for(x: Tensor) -> Tensor:
-    """Memory for one block of ``x`` in the dtype of computation."""
-    return x.new_empty(_block_size(x), dtype=compute_dtype(x.dtype))
-
-
-def needs_graph(x: Tensor, grad: Tensor) -> bool:
-    """Whether a gradient has to be differentiable, or is one of many."""
-    return torch.is_grad_enabled() or transform_reason(x, grad) is not None or is_batched_gradient(grad)
 
 
 class OneVsRestRows(torch.autograd.Function):

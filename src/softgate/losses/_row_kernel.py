@@ -52,7 +52,7 @@ class _RowLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, index: Tensor, math: RowMath) -> Tensor:
         dtype = compute_dtype(x.dtype)
         pivot, rest = (x.new_empty(index.shape, dtype=dtype) for _ in range(2))
-        scratch = [x.new_empty(_block_size(x), dtype=dtype) for _ in range(3 if x.dtype != dtype else 2)]
+        scratch = [scratch_for(x) for _ in range(3 if x.dtype != dtype else 2)]
         for part in _blocks(x):
             block = x[part]
             pair = _view(scratch[0], block), _view(scratch[1], block)
@@ -71,12 +71,12 @@ class _RowLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         x, index, bad, pivot, rest, total = ctx.saved_tensors
-        if torch.is_grad_enabled() or transform_reason(x, grads[0]) is not None or is_batched_gradient(grads[0]):
+        if needs_graph(x, grads[0]):
             return _differentiable(x, index, grads[0], ctx.math), None, None
         grad = grads[0].unsqueeze(1)
         scale = grad / total
         out = torch.empty_like(x)
-        scratch = [x.new_empty(_block_size(x), dtype=grad.dtype) for _ in range(2 if x.dtype != grad.dtype else 0)]
+        scratch = [scratch_for(x) for _ in range(2 if x.dtype != grad.dtype else 0)]
         for part in _blocks(x):
             if not scratch:
                 ctx.math.slopes(x[part], out[part], pivot[part], scale[part])
@@ -92,6 +92,16 @@ class _RowLoss(torch.autograd.Function):
             exact = exact.masked_fill((grads[0][bad] == 0).unsqueeze(1), 0.0)
             (out if x.ndim == 2 else out.movedim(1, -1))[bad] = exact
         return out, None, None
+
+
+def scratch_for(x: Tensor) -> Tensor:
+    """Memory for one block of ``x`` in the dtype of computation."""
+    return x.new_empty(_block_size(x), dtype=compute_dtype(x.dtype))
+
+
+def needs_graph(x: Tensor, grad: Tensor) -> bool:
+    """Whether a gradient has to be differentiable, or is one of many."""
+    return torch.is_grad_enabled() or transform_reason(x, grad) is not None or is_batched_gradient(grad)
 
 
 def rows_of(x: Tensor, mask: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from softgate._math.double_backward import differentiable_gradients
-from softgate.losses._hinge_kernel import needs_graph, scratch_for
-from softgate.losses._row_kernel import _blocks, _view, rows_of
+from softgate.losses._row_kernel import _blocks, _view, needs_graph, rows_of, scratch_for
 
 __all__: list[str] = []
 
