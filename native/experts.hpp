@@ -1,4 +1,5 @@
-// Feed-forward experts with few rows each: products that only read the matrices once, and the SwiGLU gate in one pass.
+// Feed-forward experts: products of few rows, which only read the matrices once, and of many, in blocks; the SwiGLU gate
+// in one pass.
 #pragma once
 
 #include "kernels.hpp"
@@ -16,16 +17,22 @@ struct ExpertRows {
     RowProduct kind = RowProduct::forward;
     const std::int64_t* segments = nullptr;  // (count, 4): expert, first row, row after the last, whether to add to W
     Index count = 0;
-    float *x = nullptr, *y = nullptr, *w = nullptr;  // (rows, inputs), (rows, outputs), (experts, outputs, inputs)
-    const float* bias = nullptr;                     // (experts, outputs) or null
+    // (rows, inputs), (rows, outputs), (experts, outputs, inputs), (experts, outputs) or null, all of one type; sums
+    // are made in float.
+    void *x = nullptr, *y = nullptr, *w = nullptr;
+    const void* bias = nullptr;
+    Dtype dtype = Dtype::f32;
     Index inputs = 0, outputs = 0, x_stride = 0, y_stride = 0;
     int threads = 1;
 };
 
-// a = silu(gate) * up with h = [gate, up]; with da, the gradients of gate and up instead.
+// a = silu(gate) * up with h = [gate, up]. With da, the gradient of w a: the gradients of gate and up, that of w, and w a.
 struct SwiGlu {
-    const float *h = nullptr, *da = nullptr;
-    float *a = nullptr, *dh = nullptr;
+    const void *h = nullptr, *da = nullptr;
+    void *a = nullptr, *dh = nullptr;
+    const float* w = nullptr;
+    float* dw = nullptr;
+    Dtype dtype = Dtype::f32;
     Index rows = 0, features = 0, h_stride = 0, a_stride = 0, da_stride = 0, dh_stride = 0;
     int threads = 1;
 };
@@ -37,9 +44,9 @@ struct ExpertKernels {
     void (*gate_backward)(const SwiGlu&, Index row);
 };
 
-ExpertKernels scalar_experts();
-ExpertKernels avx2_experts();
-ExpertKernels avx512_experts();
+ExpertKernels scalar_experts(Dtype);
+ExpertKernels avx2_experts(Dtype);
+ExpertKernels avx512_experts(Dtype);
 
 void expert_rows(const ExpertRows&);
 void swiglu(const SwiGlu&);

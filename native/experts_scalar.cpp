@@ -1,5 +1,6 @@
 #include <cmath>
 #include <limits>
+#include <vector>
 
 #include "experts.hpp"
 #include "vec_scalar.hpp"
@@ -10,6 +11,6 @@
 
 namespace softgate {
 
-ExpertKernels scalar_experts() { return experts_of_this_isa(); }
+ExpertKernels scalar_experts(Dtype dtype) { return experts_of_this_isa(dtype); }
 
 }  // namespace softgate

@@ -11,6 +11,7 @@
 #include "driver.hpp"
 #include "eager.hpp"
 #include "experts_module.hpp"
+#include "matmul_module.hpp"
 #include "vocabulary_module.hpp"
 
 namespace nb = nanobind;
@@ -78,6 +79,7 @@ NB_MODULE(_native, m) {
     bind_attention(m);
     bind_vocabulary(m);
     bind_experts(m);
+    bind_matmul(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);

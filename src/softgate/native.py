@@ -22,7 +22,7 @@ except ImportError as error:  # a pure Python installation, or a library this sy
     _reason = f"the extension softgate._native is not usable: {error}"
 else:
     _reason = ""
-    if not hasattr(_kernels, "expert_rows"):  # an editable installation whose sources have moved on
+    if not hasattr(_kernels, "has_matmul"):  # an editable installation whose sources have moved on
         _kernels, _reason = None, "the extension softgate._native is older than this source; install softgate again"
 
 __all__ = ["ALGORITHMS", "ISAS", "available", "info", "kernels", "set_isa", "unavailable_reason", "use_isa"]

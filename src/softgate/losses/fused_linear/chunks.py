@@ -11,15 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from softgate._math.matmul import multiply, suits
 from softgate._math.pages import in_large_pages
 from softgate.losses.fused_linear.passes import Classes, Passes, slope_of
 from softgate.losses.fused_linear.reference import row_losses, scores
-from softgate.losses.fused_linear.rows import Rows, Statistics, Weights, finish
+from softgate.losses.fused_linear.rows import Rows, Statistics, Weights, finish, merged
 from softgate.losses.fused_linear.settings import Settings
 from softgate.losses.fused_linear.shards import Shard
 
@@ -32,6 +32,10 @@ _FEWEST, _MOST = 64, 512
 _SMALL, _SMALL_ROWS = 1 << 22, 128
 #: On a GPU every chunk starts some fifty kernels, and the sum of the weight's gradient is read and written once.
 _GPU_BYTES, _GPU_ROWS = 1 << 30, 1024
+#: Logits of a chunk that are swept over and multiplied before the next ones: they stay in the last cache.
+_TILE, _ALIGNED = 1 << 20, 64
+#: Classes whose weights are widened at a time, or whose gradient may be skipped.
+_PIECE = 4096
 #: From this size on an allocation is a mapping of its own.
 _LARGE = 1 << 23
 
@@ -166,19 +170,29 @@ class Block:
 
     def multiply(self, a: Tensor, b: Tensor, out: Tensor, *, add: bool) -> None:
         """``out (+)= a b`` with sums in the wide dtype."""
-        dtype: dict[str, Any] = {"out_dtype": torch.float32} if self.narrow else {}
-        a, b = a.to(self.operand), b.to(self.operand)
+        if not self.narrow and not suits(a, b, out):  # else they are widened on the way
+            a, b = a.to(self.p.wide), b.to(self.p.wide)
+        if not self.narrow:
+            return multiply(a, b, out, add=add)
+        a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
         if add:
-            torch.addmm(out, a, b, out=out, **dtype)
+            torch.addmm(out, a, b, out=out, out_dtype=torch.float32)
         else:
-            torch.mm(a, b, out=out, **dtype)
+            torch.mm(a, b, out=out, out_dtype=torch.float32)
 
-    def logits(self, x_nD: Tensor) -> Tensor:
-        """``x W^T`` without the bias, in the shared memory."""
-        z_nV = self.memory[: x_nD.shape[0]]
-        for columns in self._pieces():
-            self.multiply(x_nD, self.p.weight[columns].t(), z_nV[:, columns], add=False)
-        return z_nV
+    def logits(self, x_nD: Tensor, columns: slice) -> Tensor:
+        """``x W^T`` of some classes without the bias, in the shared memory."""
+        z_nv = self.memory[: x_nD.shape[0], columns]
+        self.multiply(x_nD, self.p.weight[columns].t(), z_nv, add=False)
+        return z_nv
+
+    def tiles(self) -> list[slice]:
+        """The classes in pieces that are worked on together."""
+        classes = self.p.weight.shape[0]
+        width = max(classes, 1) if self.whole else _PIECE
+        if self.p.x.is_cpu:
+            width = min(width, max(_TILE // max(self.size, 1) // _ALIGNED * _ALIGNED, _ALIGNED))
+        return [slice(start, min(start + width, classes)) for start in range(0, max(classes, 1), width)]
 
     def weights(self, part: slice, row_weight: Tensor, upstream: Tensor) -> Weights:
         """How much the rows of a chunk count."""
@@ -189,35 +203,23 @@ class Block:
         labels = self.p.labels[part]
         return Weights(row_weight[part], upstream[part], self.spread.sum(), self.spread[labels])
 
-    def add_products(self, g_nV: Tensor, x_nD: Tensor, part: slice, into: Gradients) -> None:
-        """``dX = G W`` for the chunk; ``dW += G^T X``; ``db += G^T 1``."""
-        gx_nD = torch.zeros_like(x_nD, dtype=self.p.wide) if into.x is not None else None
-        started = part.start > 0 or not self.whole
-        for columns in self._pieces():
-            if self._is_negligible(g_nV[:, columns]):
-                continue
-            g = g_nV[:, columns].to(self.operand)
-            if gx_nD is not None:
-                self.multiply(g, self.p.weight[columns], gx_nD, add=True)
-            if into.weight is not None:
-                self.multiply(g.t(), x_nD, into.weight[columns], add=started)
-            if into.bias is not None:
-                into.bias[columns].add_(g_nV[:, columns].sum(0))
-        if into.x is not None and gx_nD is not None:
-            into.x[part if self.p.rows is None else self.p.rows[part]] = gx_nD
+    def add_products(self, g_nv: Tensor, x_nD: Tensor, columns: slice, into: Gradients, started: bool) -> None:
+        """``dX += G W`` of some classes; ``dW += G^T X``, written where not yet ``started``; ``db += G^T 1``."""
+        if self._is_negligible(g_nv):
+            return
+        g = g_nv.to(self.operand)
+        if into.x is not None:
+            self.multiply(g, self.p.weight[columns], into.x, add=True)
+        if into.weight is not None:
+            self.multiply(g.t(), x_nD, into.weight[columns], add=started)
+        if into.bias is not None:
+            into.bias[columns].add_(g_nv.sum(0))
 
     def _is_negligible(self, g_nV: Tensor) -> bool:
         eps = self.p.settings.grad_filter_eps
         if not eps:
             return False
         return bool(g_nV.abs().amax() < eps / self.p.denominator())
-
-    def _pieces(self) -> Iterator[slice]:
-        """All classes at once; in pieces where weights have to be widened first, or pieces may be skipped."""
-        classes = self.p.weight.shape[0]
-        width = max(classes, 1) if self.whole else 4096
-        for start in range(0, classes, width):
-            yield slice(start, min(start + width, classes))
 
 
 @dataclass
@@ -266,33 +268,80 @@ def _sweep_chunks(p: Problem, needed: tuple[bool, bool, bool], upstream: Tensor)
     block, row_weight = Block(p), p.row_weight()
     for part in block.parts():
         x_nD = block.inputs(part)
-        z_nV = block.logits(x_nD)
-        weights = block.weights(part, row_weight, upstream)
-        rows = _chunk(p, block, z_nV, p.labels[part], weights, write=any(needed))
-        outcome.put(part, rows)
-        if any(needed):
-            block.add_products(z_nV, x_nD, part, sums)
+        gx_nD = torch.zeros_like(x_nD, dtype=p.wide) if sums.x is not None else None
+        chunk = _Chunk(block, x_nD, p.labels[part], block.weights(part, row_weight, upstream))
+        into = Gradients(gx_nD, sums.weight, sums.bias) if any(needed) else None
+        outcome.put(part, chunk.rows(into, started=part.start > 0 or not block.whole))
+        if sums.x is not None and gx_nD is not None:
+            sums.x[part if p.rows is None else p.rows[part]] = gx_nD
     if sums.x is not None:
         p.shard.add_up(sums.x)
     return outcome, sums
 
 
-def _chunk(p: Problem, block: Block, z_nV: Tensor, labels: Tensor, weights: Weights, *, write: bool) -> Rows:
-    """Row values of one chunk; its logits become the gradient if ``write``."""
-    settings, passes, classes = p.settings, p.passes, block.classes
-    if settings.smooths_every_class:
-        return _whole_rows(p, block, z_nV, labels, weights)
-    target = p.shard.local(labels)
-    if settings.loss == "svm":
-        found = p.shard.merge(passes.hinge(z_nV, target, weights.row * weights.upstream, classes, settings), hinge=True)
-        return _hinge_rows(found, weights)
-    found = p.shard.merge(passes.scan(z_nV, target, classes, settings))
-    rows = finish(found, weights, settings)
-    if write:
-        passes.slopes(z_nV, found.top, rows.scale, weights.upstream, classes, settings)
-        slope = slope_of(found.target, settings)
-        _put_target(z_nV, target, rows.at_target * slope)
-    return rows
+@dataclass
+class _Chunk:
+    """Rows that are computed together, tile after tile of the classes: (n, D), (n,), and how much they count."""
+
+    block: Block
+    x: Tensor
+    labels: Tensor
+    weights: Weights
+
+    def rows(self, into: Gradients | None, *, started: bool) -> Rows:
+        """Values of the rows; their gradients are added to ``into`` (the weight's written unless ``started``)."""
+        p = self.block.p
+        if p.settings.smooths_every_class:
+            return self._whole_rows(into, started=started)
+        target = p.shard.local(self.labels)
+        if p.settings.loss == "svm":
+            return self._hinge_rows(target, into, started=started)
+        found = p.shard.merge(merged(self._scan(columns, target) for columns in self.block.tiles()))
+        rows = finish(found, self.weights, p.settings)
+        if into is None:
+            return rows
+        at_target = rows.at_target * slope_of(found.target, p.settings)
+        for columns in self.block.tiles():
+            u_nv = self.block.memory[: len(target), columns]
+            classes = self.block.classes.of(columns)
+            p.passes.slopes(u_nv, found.top, rows.scale, self.weights.upstream, classes, p.settings)
+            _put_target(u_nv, _within(target, columns), at_target)
+            self.block.add_products(u_nv, self.x, columns, into, started)
+        return rows
+
+    def _scan(self, columns: slice, target: Tensor) -> Statistics:
+        p = self.block.p
+        z_nv = self.block.logits(self.x, columns)
+        return p.passes.scan(z_nv, _within(target, columns), self.block.classes.of(columns), p.settings)
+
+    def _hinge_rows(self, target: Tensor, into: Gradients | None, *, started: bool) -> Rows:
+        p, weights = self.block.p, self.weights
+        scale, parts = weights.row * weights.upstream, []
+        for columns in self.block.tiles():
+            z_nv = self.block.logits(self.x, columns)
+            classes = self.block.classes.of(columns)
+            parts.append(p.passes.hinge(z_nv, _within(target, columns), scale, classes, p.settings))
+            if into is not None:
+                self.block.add_products(z_nv, self.x, columns, into, started)
+        found = p.shard.merge(merged(parts, hinge=True), hinge=True)
+        nothing = torch.zeros_like(found.total)
+        return Rows(weights.row * found.total, nothing, found.target > found.top, nothing, nothing)
+
+    def _whole_rows(self, into: Gradients | None, *, started: bool) -> Rows:
+        """Rows whose loss sums a function over all classes: by autograd on this chunk of logits alone."""
+        for columns in self.block.tiles():
+            self.block.logits(self.x, columns)
+        z_nV = self.block.memory[: len(self.labels)]
+        rows = _dense_rows(self.block, z_nV, self.labels, self.weights)
+        if into is not None:
+            for columns in self.block.tiles():
+                self.block.add_products(z_nV[:, columns], self.x, columns, into, started)
+        return rows
+
+
+def _within(target: Tensor, columns: slice) -> Tensor:
+    """Place of each target in a tile, -1 where it is elsewhere."""
+    return torch.where((target >= columns.start) & (target < columns.stop), target - columns.start, -1)
 
 
 def _put_target(g_nV: Tensor, target: Tensor, values: Tensor) -> None:
@@ -305,13 +354,9 @@ def _put_target(g_nV: Tensor, target: Tensor, values: Tensor) -> None:
     g_nV.scatter_(1, place, torch.where(target[:, None] >= 0, values, g_nV.gather(1, place)))
 
 
-def _hinge_rows(found: Statistics, weights: Weights) -> Rows:
-    nothing = torch.zeros_like(found.total)
-    return Rows(weights.row * found.total, nothing, found.target > found.top, nothing, nothing)
-
-
-def _whole_rows(p: Problem, block: Block, z_nV: Tensor, labels: Tensor, weights: Weights) -> Rows:
-    """Rows whose loss sums a function over all classes: by autograd on this chunk of logits alone."""
+def _dense_rows(block: Block, z_nV: Tensor, labels: Tensor, weights: Weights) -> Rows:
+    """Values of whole rows, whose logits become the gradient."""
+    p = block.p
     if block.classes.bias is not None:
         z_nV.add_(block.classes.bias)
     class_weight = None if p.class_weight is None else p.class_weight.to(p.wide)

@@ -35,6 +35,11 @@ class Classes:
     bias: Tensor | None
     spread: Tensor | float | None
 
+    def of(self, columns: slice) -> Classes:
+        """What belongs to some of them."""
+        spread = self.spread[columns] if isinstance(self.spread, Tensor) else self.spread
+        return Classes(None if self.bias is None else self.bias[columns], spread)
+
 
 class Passes(Protocol):
     """One way to sweep over a block."""

@@ -12,6 +12,7 @@ these few operations.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +38,20 @@ class Statistics:
     total: Tensor
     spread: Tensor
     target: Tensor
+
+
+def merged(parts: Iterable[Statistics], *, hinge: bool = False) -> Statistics:
+    """Statistics over all classes from those of parts of them; ``hinge`` where ``total`` is a plain sum."""
+    found, *others = parts
+    for part in others:
+        top = torch.maximum(found.top, part.top)
+        first, second = (x.total if hinge else x.total * _lowered(x.top, top) for x in (found, part))
+        found = Statistics(top, first + second, found.spread + part.spread, found.target + part.target)
+    return found
+
+
+def _lowered(before: Tensor, top: Tensor) -> Tensor:
+    return torch.where(torch.isneginf(before), 0.0, torch.exp(before - top))
 
 
 @dataclass

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from softgate._math.masks import accumulation_dtype
 from softgate.routing.expert_ffn import native_rows
 
 _aten = torch.ops.aten
@@ -76,12 +77,12 @@ def activate(name: str, h: Tensor) -> Tensor:
 def forward_into(name: str, h: Tensor, a: Tensor, spare: Tensor | None = None) -> None:
     """Write the activations of ``h`` (n, H) to ``a`` (n, F).
 
-    ``spare`` (n, H) is what :func:`backward_into` will fill: f(gate) may wait for it in the upper half.
+    ``spare`` (n, H) is what a backward pass will fill: f(gate) may wait for it in the upper half.
     """
     if name not in _GATED:
         _PLAIN[name].into(h, a)
         return
-    if name == "swiglu" and native_rows.suits(h, a):
+    if name == "swiglu" and spare is None and native_rows.suits(h, a):
         native_rows.swiglu(h, a)
         return
     gate, up = h.chunk(2, -1)
@@ -90,13 +91,32 @@ def forward_into(name: str, h: Tensor, a: Tensor, spare: Tensor | None = None) -
     torch.mul(inner, up, out=a)
 
 
-def backward_into(name: str, h: Tensor, da: Tensor, dh: Tensor) -> None:
-    """Write the gradient of ``h`` to ``dh``, which :func:`forward_into` had as ``spare``; ``da`` is used up."""
+def backward_into(name: str, h: Tensor, da: Tensor, w: Tensor, a: Tensor, dh: Tensor) -> Tensor:
+    """From ``da``, the gradient of ``w`` times the activations: that of w, (n, 1), as wide as sums are.
+
+    Args:
+        name: the activation.
+        h: (n, H).
+        da: (n, F); it is used up.
+        w: (n, 1), a factor for each row.
+        a: (n, F), for ``w`` times the activations.
+        dh: (n, H), for the gradient of ``h``.
+    """
+    if name == "swiglu" and native_rows.suits(h, da, a, dh):
+        return native_rows.swiglu_backward(h, da, w[:, 0], a, dh)[:, None]
+    forward_into(name, h, a, dh)
+    wide = accumulation_dtype(a.dtype)
+    dw = (da.to(wide) * a.to(wide)).sum(-1, keepdim=True)
+    a.mul_(w)
+    da.mul_(w)
+    _slope_into(name, h, da, dh)
+    return dw
+
+
+def _slope_into(name: str, h: Tensor, da: Tensor, dh: Tensor) -> None:
+    """Write the gradient of ``h`` to ``dh``, which :func:`forward_into` had as ``spare``."""
     if name not in _GATED:
         _PLAIN[name].backward(da, h, dh)
-        return
-    if name == "swiglu" and native_rows.suits(h, da, dh):
-        native_rows.swiglu_backward(h, da, dh)
         return
     gate, up = h.chunk(2, -1)
     dgate, dup = dh.chunk(2, -1)

@@ -218,19 +218,15 @@ def _block(
 ) -> Tensor:
     """Add one block to the gradients ``found``, write its ``dx``, and return the gradients of its router weights."""
     dgate_up, ddown, dgate_up_bias, ddown_bias = found
-    forward_into(activation, h, a, dh)
     products.input_grad(g, experts.down, da)
-    wide = accumulation_dtype(a.dtype)
-    dw = (da.to(wide) * a.to(wide)).sum(-1, keepdim=True)
+    dw = backward_into(activation, h, da, w, a, dh)
     if experts.down_bias is not None:
+        wide = dw.dtype
         dw += (g.to(wide) * _rows_of(products, experts.down_bias, g).to(wide)).sum(-1, keepdim=True)
-    a.mul_(w)
     if ddown.numel():
         products.weight_grad(g, a, ddown)
     if ddown_bias.numel():
         products.bias_grad(g * w, ddown_bias)
-    da.mul_(w)
-    backward_into(activation, h, da, dh)
     if dgate_up.numel():
         products.weight_grad(dh, x, dgate_up)
     if dgate_up_bias.numel():

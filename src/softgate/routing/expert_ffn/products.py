@@ -60,17 +60,18 @@ class PerExpert:
         return list(found) if len(self.places) == len(found) else [found[place] for place in self.places]
 
     def _shared(self, matrices: Tensor, *rows: Tensor) -> tuple[list[native_rows.Segment], list[int]]:
-        """The segments of few rows, which the compiled kernels take, and the places of the others."""
+        """The segments that the compiled kernels take, and the places of the others."""
         if not (matrices.is_contiguous() and native_rows.suits(matrices, *rows)):
             return [], list(range(len(self.segments)))
-        few = [s for s in self.segments if s[2] - s[1] <= native_rows.FEW_ROWS]
-        return few, [i for i, s in enumerate(self.segments) if s[2] - s[1] > native_rows.FEW_ROWS]
+        most = native_rows.most_rows()
+        taken = [s for s in self.segments if s[2] - s[1] <= most]
+        return taken, [i for i, s in enumerate(self.segments) if s[2] - s[1] > most]
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None:
         """See :class:`Products`."""
-        few, others = self._shared(weight, x, out)
-        if few:
-            native_rows.forward(few, x, weight, None if bias is None else bias.contiguous(), out)
+        taken, others = self._shared(weight, x, out)
+        if taken:
+            native_rows.forward(taken, x, weight, None if bias is None else bias.contiguous(), out)
         if not others:
             return
         matrices, rows, results = weight.transpose(1, 2).unbind(), self.pieces(x), self.pieces(out)
@@ -83,9 +84,9 @@ class PerExpert:
 
     def input_grad(self, grad: Tensor, weight: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        few, others = self._shared(weight, grad, out)
-        if few:
-            native_rows.input_grad(few, grad, weight, out)
+        taken, others = self._shared(weight, grad, out)
+        if taken:
+            native_rows.input_grad(taken, grad, weight, out)
         if not others:
             return
         matrices, rows, results = weight.unbind(), self.pieces(grad), self.pieces(out)
@@ -94,12 +95,12 @@ class PerExpert:
 
     def weight_grad(self, grad: Tensor, x: Tensor, out: Tensor) -> None:
         """See :class:`Products`."""
-        few, others = self._shared(out, grad, x)
-        if few:
-            native_rows.weight_grad(few, self.seen, grad, x, out)
+        taken, others = self._shared(out, grad, x)
+        if taken:
+            native_rows.weight_grad(taken, self.seen, grad, x, out)
         if not others:
             return
-        begun, results = {*self.seen, *(expert for expert, _, _ in few)}, out.unbind()
+        begun, results = {*self.seen, *(expert for expert, _, _ in taken)}, out.unbind()
         rows, inputs = self.pieces(grad), self.pieces(x)
         for i in others:
             expert = self.experts[i]
