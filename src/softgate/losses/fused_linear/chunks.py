@@ -296,23 +296,30 @@ class _Chunk:
         target = p.shard.local(self.labels)
         if p.settings.loss == "svm":
             return self._hinge_rows(target, into, started=started)
-        found = p.shard.merge(merged(self._scan(columns, target) for columns in self.block.tiles()))
+        tiles = [(columns, self._within(target, columns)) for columns in self.block.tiles()]
+        found = p.shard.merge(merged(self._scan(*tile) for tile in tiles))
         rows = finish(found, self.weights, p.settings)
         if into is None:
             return rows
         at_target = rows.at_target * slope_of(found.target, p.settings)
-        for columns in self.block.tiles():
+        for columns, place in tiles:
             u_nv = self.block.memory[: len(target), columns]
             classes = self.block.classes.of(columns)
             p.passes.slopes(u_nv, found.top, rows.scale, self.weights.upstream, classes, p.settings)
-            _put_target(u_nv, _within(target, columns), at_target)
+            _put_target(u_nv, place, at_target)
             self.block.add_products(u_nv, self.x, columns, into, started)
         return rows
+
+    def _within(self, target: Tensor, columns: slice) -> Tensor:
+        """Place of each target in a tile, -1 where it is elsewhere."""
+        if columns.stop - columns.start == self.block.p.weight.shape[0]:
+            return target
+        return torch.where((target >= columns.start) & (target < columns.stop), target - columns.start, -1)
 
     def _scan(self, columns: slice, target: Tensor) -> Statistics:
         p = self.block.p
         z_nv = self.block.logits(self.x, columns)
-        return p.passes.scan(z_nv, _within(target, columns), self.block.classes.of(columns), p.settings)
+        return p.passes.scan(z_nv, target, self.block.classes.of(columns), p.settings)
 
     def _hinge_rows(self, target: Tensor, into: Gradients | None, *, started: bool) -> Rows:
         p, weights = self.block.p, self.weights
@@ -320,7 +327,7 @@ class _Chunk:
         for columns in self.block.tiles():
             z_nv = self.block.logits(self.x, columns)
             classes = self.block.classes.of(columns)
-            parts.append(p.passes.hinge(z_nv, _within(target, columns), scale, classes, p.settings))
+            parts.append(p.passes.hinge(z_nv, self._within(target, columns), scale, classes, p.settings))
             if into is not None:
                 self.block.add_products(z_nv, self.x, columns, into, started)
         found = p.shard.merge(merged(parts, hinge=True), hinge=True)
@@ -337,11 +344,6 @@ class _Chunk:
             for columns in self.block.tiles():
                 self.block.add_products(z_nV[:, columns], self.x, columns, into, started)
         return rows
-
-
-def _within(target: Tensor, columns: slice) -> Tensor:
-    """Place of each target in a tile, -1 where it is elsewhere."""
-    return torch.where((target >= columns.start) & (target < columns.stop), target - columns.start, -1)
 
 
 def _put_target(g_nV: Tensor, target: Tensor, values: Tensor) -> None:
