@@ -5,9 +5,11 @@ Hypothesis is imported inside the functions, so that ``import softgate.testing``
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 from softgate.errors import MissingExtraError, bad_value
 from softgate.testing.inputs import extras_like, random
 from softgate.testing.report import describe
-from softgate.testing.subject import Subject
+from softgate.testing.subject import Subject, copied
 
 __all__ = ["DRAWS", "AttentionDraw", "LossDraw", "RowDraw", "default_examples", "try_on_examples"]
 
@@ -99,9 +101,14 @@ def _tensor(rows: list[list[float]]) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32)
 
 
-def _rows(specials: tuple[float, ...], limit: float = 1e4) -> Callable[[Subject], Any]:
-    def strategy(subject: Subject) -> Any:
-        st = hypothesis_module().strategies
+def _same_for_all(make: Callable[[Any], Any]) -> Callable[[Subject], Any]:
+    """A maker of strategies that do not depend on the subject: made once, so that their draws are made once too."""
+    made = cache(lambda: make(hypothesis_module().strategies))
+    return lambda subject: made()
+
+
+def _rows(specials: tuple[float, ...], limit: float = 1e4) -> Callable[[Any], Any]:
+    def strategy(st: Any) -> Any:
         values = _values(st, specials, limit)
         shapes = st.tuples(st.integers(1, 3), st.one_of(st.integers(1, 5), st.sampled_from((8, 9, 17, 33))))
         rows = shapes.flatmap(
@@ -112,21 +119,20 @@ def _rows(specials: tuple[float, ...], limit: float = 1e4) -> Callable[[Subject]
     return strategy
 
 
-def _losses(specials: tuple[float, ...]) -> Callable[[Subject], Any]:
-    def strategy(subject: Subject) -> Any:
-        st = hypothesis_module().strategies
-
+def _losses(specials: tuple[float, ...]) -> Callable[[Any], Any]:
+    def strategy(st: Any) -> Any:
         def build(draw: RowDraw, weight: list[float]) -> LossDraw:
             n, classes = draw.x.shape
             target = torch.randint(classes, (n,), generator=draw.generator)
             return LossDraw(draw.x, draw.seed, target, torch.tensor((weight * classes)[:classes]))
 
         weights = st.lists(st.floats(0.125, 4, width=32), min_size=1, max_size=6)
-        return st.builds(build, _rows(specials)(subject), weights)
+        return st.builds(build, _rows(specials)(st), weights)
 
     return strategy
 
 
+@lru_cache(maxsize=8)
 def _attention(subject: Subject) -> Any:
     st = hypothesis_module().strategies
     smallest = subject.record.smallest_width
@@ -151,18 +157,43 @@ _NAN_INF = (float("nan"), float("inf"), float("-inf"))
 
 #: Name of a draw -> strategy for a subject.
 DRAWS: dict[str, Callable[[Subject], Any]] = {
-    "finite_rows": _rows(_MAX),
-    "bounded_rows": _rows(()),
-    "masked_rows": _rows((float("-inf"), float("-inf"), float("-inf"))),
-    "any_rows": _rows(_NAN_INF + _MAX),
-    "losses": _losses(()),
-    "any_losses": _losses(_NAN_INF + _MAX),
+    "finite_rows": _same_for_all(_rows(_MAX)),
+    "bounded_rows": _same_for_all(_rows(())),
+    "masked_rows": _same_for_all(_rows((float("-inf"), float("-inf"), float("-inf")))),
+    "any_rows": _same_for_all(_rows(_NAN_INF + _MAX)),
+    "losses": _same_for_all(_losses(())),
+    "any_losses": _same_for_all(_losses(_NAN_INF + _MAX)),
     "attention": _attention,
 }
 
 
 def try_on_examples(strategy: Any, body: Callable[[Any], None], examples: int) -> None:
-    """Run ``body`` on ``examples`` draws, the same ones in every run; the error names the simplest draw that fails."""
+    """Run ``body`` on ``examples`` draws, the same ones in every run; the error names the simplest draw that fails.
+
+    Making a draw takes longer than trying most laws on it. So the draws of a strategy are made once, and every law gets
+    copies of them; only when it fails on one does Hypothesis draw again, to find the simplest.
+    """
+    hypothesis_module()  # laws need it, also when the draws are there already
+    for draw in _draws(strategy, examples):
+        try:
+            body(dataclasses.replace(draw, **copied(vars(draw))))
+        except Exception as error:
+            failure = error
+            break
+    else:
+        return
+    _run(strategy, body, examples)
+    raise failure  # one that does not come back
+
+
+@lru_cache(maxsize=16)
+def _draws(strategy: Any, examples: int) -> tuple[Any, ...]:
+    made: list[Any] = []
+    _run(strategy, made.append, examples)
+    return tuple(made)
+
+
+def _run(strategy: Any, body: Callable[[Any], None], examples: int) -> None:
     hypothesis = hypothesis_module()
 
     @hypothesis.settings(

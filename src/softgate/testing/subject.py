@@ -15,7 +15,7 @@ from torch import Tensor
 
 from softgate.registry import Method
 
-__all__ = ["Call", "Subject", "cast", "tensors_of"]
+__all__ = ["Call", "Subject", "cast", "copied", "tensors_of"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Call:
 
     def cloned(self) -> Call:
         """The same call on copies of the tensors."""
-        return dataclasses.replace(self, args=_map(self.args, _copy), kwargs=_map(dict(self.kwargs), _copy))
+        return dataclasses.replace(self, args=copied(self.args), kwargs=copied(dict(self.kwargs)))
 
 
 class Subject:
@@ -126,6 +126,11 @@ def _leaves(value: Any) -> Iterator[Tensor]:
 def cast(value: Any, dtype: torch.dtype) -> Any:
     """Copy ``value`` with every floating-point tensor inside converted to ``dtype``."""
     return _map(value, lambda t: t if not t.is_floating_point() or t.dtype == dtype else _copy(t, dtype))
+
+
+def copied(value: Any) -> Any:
+    """``value`` with a copy in place of every tensor inside."""
+    return _map(value, _copy)
 
 
 def _copy(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
