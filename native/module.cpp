@@ -12,6 +12,7 @@
 #include "eager.hpp"
 #include "experts_module.hpp"
 #include "matmul_module.hpp"
+#include "pointwise_module.hpp"
 #include "vocabulary_module.hpp"
 
 namespace nb = nanobind;
@@ -75,11 +76,13 @@ Isa isa_from(const std::string& name) {
 }  // namespace
 
 NB_MODULE(_native, m) {
-    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, and their gradients.";
+    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, "
+              "activations, and their gradients.";
     bind_attention(m);
     bind_vocabulary(m);
     bind_experts(m);
     bind_matmul(m);
+    bind_pointwise(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);

@@ -22,7 +22,11 @@ except ImportError as error:  # a pure Python installation, or a library this sy
     _reason = f"the extension softgate._native is not usable: {error}"
 else:
     _reason = ""
+<<<<<<< HEAD
     if not hasattr(_kernels, "has_matmul"):  # an editable installation whose sources have moved on
+=======
+    if not hasattr(_kernels, "crrelu"):  # an editable installation whose sources have moved on
+>>>>>>> 1fd2569 (Add CRReLU in one native or Triton pass, the entropy of activations, and the search that it comes from)
         _kernels, _reason = None, "the extension softgate._native is older than this source; install softgate again"
 
 __all__ = ["ALGORITHMS", "ISAS", "available", "info", "kernels", "set_isa", "unavailable_reason", "use_isa"]

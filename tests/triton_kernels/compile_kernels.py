@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from softgate._triton import backward, forward, fused_linear, linear, maps
+from softgate._triton import backward, forward, fused_linear, linear, maps, pointwise
 
 FLOAT32 = (
     "bias",
@@ -37,6 +37,7 @@ FLOAT32 = (
     "top",
     "constant",
     "scale",
+    "eps",
 )
 FLOATS = ("scale", "gamma", "zeta", "power", "softcap", "temperature", "even")
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
@@ -83,6 +84,8 @@ def main() -> None:
     for hinge in (False, True):
         build(fused_linear.scan_kernel, {**SWEEP, "BIAS": True, "HINGE": hinge}, "fp32")
     build(fused_linear.slopes_kernel, SWEEP, "fp32")
+    build(pointwise.crrelu_kernel, {"BLOCK": 2048}, "bf16")
+    build(pointwise.crrelu_backward_kernel, {"X": True, "EPS": True, "BLOCK": 2048}, "bf16")
 
 
 if __name__ == "__main__":

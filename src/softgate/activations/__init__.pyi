@@ -1,9 +1,15 @@
+from .corrected import CRReLU as CRReLU
+from .corrected import crrelu as crrelu
 from .dual import DualActivation as DualActivation
 from .dual import dual_activation as dual_activation
+from .eafo import CorrectedActivation as CorrectedActivation
+from .eafo import eafo_correction as eafo_correction
+from .eafo import worst_activation as worst_activation
 from .hermite import HermiteActivation as HermiteActivation
 from .hermite import hermite_activation as hermite_activation
 from .pade import RationalActivation as RationalActivation
 from .pade import rational as rational
+from .replacing import replace_activations as replace_activations
 from .sine import SineActivation as SineActivation
 from .sine import sine_activation as sine_activation
 from .taxonomy import ActivationClass as ActivationClass

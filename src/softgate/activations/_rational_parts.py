@@ -21,6 +21,12 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
+def broadcasts(leading: torch.Size, shape: torch.Size) -> bool:
+    """Whether ``leading`` broadcasts to ``shape`` without enlarging it."""
+    pairs = zip(reversed(leading), reversed(shape), strict=False)
+    return len(leading) <= len(shape) and all(size in (1, other) for size, other in pairs)
+
+
 def polynomial(x: Tensor, coefficients: Tensor) -> Tensor:
     """``c_0 + c_1 x + c_2 x² + …``, by Horner's rule; 0 without coefficients."""
     if coefficients.shape[-1] == 0:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from softgate._checks import check_float_tensor, check_same_device, check_sizes
 from softgate._math import masks
 from softgate.activations._rational_fit import fit_rational
-from softgate.activations._rational_parts import VERSIONS, Recomputed, compute_dtype, evaluate
+from softgate.activations._rational_parts import VERSIONS, Recomputed, broadcasts, compute_dtype, evaluate
 from softgate.dispatch import call
 from softgate.errors import ArgumentValueError, bad_type, bad_value, check_choice
 from softgate.registry import Kernel, method, record_of
@@ -110,19 +110,13 @@ def rational(x: Tensor, numerator: Tensor, denominator: Tensor, version: str = "
         check_float_tensor(name, given)
         if given.ndim == 0 or given.shape[-1] < least:
             bad_value(name, tuple(given.shape), f"a tensor with at least {least} coefficients along its last axis")
-        if not _broadcasts(given.shape[:-1], x.shape):
+        if not broadcasts(given.shape[:-1], x.shape):
             bad_value(
                 name, tuple(given.shape), f"(…, coefficients) with leading dimensions that fit x {tuple(x.shape)}"
             )
     check_same_device(x=x, numerator=numerator, denominator=denominator)
     result: Tensor = call(record_of(rational), x, numerator, denominator, version)
     return result
-
-
-def _broadcasts(leading: torch.Size, shape: torch.Size) -> bool:
-    """Whether ``leading`` broadcasts to ``shape`` without enlarging it."""
-    pairs = zip(reversed(leading), reversed(shape), strict=False)
-    return len(leading) <= len(shape) and all(size in (1, other) for size, other in pairs)
 
 
 class RationalActivation(nn.Module):

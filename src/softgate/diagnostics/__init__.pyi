@@ -33,6 +33,8 @@ from .icl import circuit_report as circuit_report
 from .icl import icl_attention as icl_attention
 from .monitor import DiagnosisWarning as DiagnosisWarning
 from .monitor import TrainingMonitor as TrainingMonitor
+from .output_entropy import OutputEntropy as OutputEntropy
+from .output_entropy import activation_entropy as activation_entropy
 from .post_training import PTQReport as PTQReport
 from .post_training import ptq_evaluate as ptq_evaluate
 from .reporting import report as report
