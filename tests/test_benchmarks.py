@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: Arguments and constants with which a benchmark takes a fraction of a second.
 SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "activations": ([], {"SIZES": {"cpu": (64,)}}),
     "attention": (["forward", "--lengths", "64", "--turns", "1"], {}),
     "fused_linear": (["--shapes", "16,8,50", "--turns", "1"], {}),
     "gaussian_moe": (["--samples", "300"], {}),

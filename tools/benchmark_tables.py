@@ -56,6 +56,14 @@ def _figures(record: Record, section: str) -> list[Record]:
     return found if isinstance(found, list) else [found]
 
 
+def _activations(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "crrelu"):
+        name = f"CRReLU, forward + backward, {_size(r, 'entries')}, {r['dtype']}"
+        for key in ("gelu", "silu", "mish", "formula"):
+            peer = "the formula in torch" if key == "formula" else f"F.{key}"
+            yield Comparison(name, r["ms"]["crrelu"], peer, r["ms"][key], r["ms"]["copies"])
+
+
 def _attention(record: Record) -> Iterator[Comparison]:
     # Sections of a GPU say their dtype and sizes: forward_bfloat16_4x16x64.
     for section in record:
@@ -220,6 +228,7 @@ def _softmax_regression(record: Record) -> Iterator[Comparison]:
 
 #: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
+    "activations": _activations,
     "attention": _attention,
     "fused-linear": _fused_linear,
     "gaussian_moe": _gaussian_moe,

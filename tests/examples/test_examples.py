@@ -214,3 +214,10 @@ def test_router_balance(run: Runner, tmp_path: Path) -> None:
     loads = [float(share) for share in lines["bias"].split("cent ")[1].split()]
     assert len(loads) == 8 and loads == sorted(loads, reverse=True) and abs(sum(loads) - 100) <= 4
     assert picture.read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_learn_activation(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    out = run("learn_activation.py")
+    assert "epoch 1" in out and out.count("eps ") == 2
+    assert all(float(line.split("eps ")[1].split(",")[0]) != 0.01 for line in out.splitlines() if "eps " in line)

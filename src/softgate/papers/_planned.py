@@ -53,17 +53,6 @@ PLANNED = (
         "are needed in the last layer only, and are best learned one layer at a time by distillation.",
     ),
     PlannedPaper(
-        slug="crrelu",
-        title="A Method on Searching Better Activation Functions",
-        arxiv="2405.12954",
-        date="2024-05",
-        venue="ICLR 2025",
-        sites=("activations", "diagnostics"),
-        summary="Lowering the entropy of a layer's output should help classification. One variation of the entropy "
-        "turns ReLU into CRReLU, with one learned number per layer, which is reported to beat GELU and others in small "
-        "vision transformers.",
-    ),
-    PlannedPaper(
         slug="backdoor-contrastive",
         title="Backdoor Contrastive Learning via Bi-level Trigger Optimization",
         arxiv="2404.07863",
