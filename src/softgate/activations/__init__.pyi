@@ -1,3 +1,9 @@
+from .bounding import calibrate_bounds as calibrate_bounds
+from .bounding import protect as protect
+from .bounding import separate_relus as separate_relus
+from .bounding import strip as strip
+from .clipping_relu import ClippedReLU as ClippedReLU
+from .clipping_relu import hyrelu as hyrelu
 from .corrected import CRReLU as CRReLU
 from .corrected import crrelu as crrelu
 from .dual import DualActivation as DualActivation
@@ -9,6 +15,8 @@ from .hermite import HermiteActivation as HermiteActivation
 from .hermite import hermite_activation as hermite_activation
 from .pade import RationalActivation as RationalActivation
 from .pade import rational as rational
+from .progressive_bounds import LayerBounds as LayerBounds
+from .progressive_bounds import proact_fit as proact_fit
 from .replacing import replace_activations as replace_activations
 from .sine import SineActivation as SineActivation
 from .sine import sine_activation as sine_activation

@@ -2,6 +2,7 @@ from .activation_outliers import ModuleOutliers as ModuleOutliers
 from .activation_outliers import OutlierReport as OutlierReport
 from .activation_outliers import kurtosis as kurtosis
 from .activation_outliers import outliers as outliers
+from .bit_flips import BitFlipInjector as BitFlipInjector
 from .collapse import CollapseMonitor as CollapseMonitor
 from .collapse import CollapseWarning as CollapseWarning
 from .collapse import nlm_alignment as nlm_alignment
@@ -18,6 +19,8 @@ from .dsf import from_s6 as from_s6
 from .dsf import from_softmax as from_softmax
 from .dsf import from_ssd as from_ssd
 from .dsf import taylor_weights as taylor_weights
+from .fault_curves import BerCurve as BerCurve
+from .fault_curves import ber_curve as ber_curve
 from .figures import ActivationFigures as ActivationFigures
 from .figures import AttentionFigures as AttentionFigures
 from .figures import Finding as Finding

@@ -44,15 +44,6 @@ PLANNED = (
         "signals. Max-pooling in the patch embedding and convolutions in place of early attention bring them back.",
     ),
     PlannedPaper(
-        slug="proact",
-        title="ProAct: Progressive Training for Hybrid Clipped Activation Function to Enhance Resilience of DNNs",
-        arxiv="2406.06313",
-        date="2024-06",
-        sites=("activations", "diagnostics"),
-        summary="Clipping activations stops the damage of flipped bits in stored weights. Thresholds for every neuron "
-        "are needed in the last layer only, and are best learned one layer at a time by distillation.",
-    ),
-    PlannedPaper(
         slug="backdoor-contrastive",
         title="Backdoor Contrastive Learning via Bi-level Trigger Optimization",
         arxiv="2404.07863",
