@@ -8,6 +8,7 @@
 
 #include "attention_module.hpp"
 #include "cpu.hpp"
+#include "detection_module.hpp"
 #include "driver.hpp"
 #include "eager.hpp"
 #include "experts_module.hpp"
@@ -83,6 +84,11 @@ NB_MODULE(_native, m) {
     bind_experts(m);
     bind_matmul(m);
     bind_pointwise(m);
+    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, suppression of boxes, and their gradients.";
+    bind_attention(m);
+    bind_vocabulary(m);
+    bind_experts(m);
+    bind_detection(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);

@@ -39,6 +39,8 @@ inline Vec max2(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 inline Vec min2(Vec a, Vec b) { return _mm256_min_ps(a, b); }
 inline Vec negative_abs(Vec a) { return _mm256_or_ps(a, set(-0.0f)); }
 inline Vec count_up() { return _mm256_setr_ps(0, 1, 2, 3, 4, 5, 6, 7); }
+// To float, where the lanes of a vector are wider.
+inline Vec rounded(Vec a) { return a; }
 inline Vec round_even(Vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // p * 2^d for d <= 0 (or NaN, as in -inf - -inf: then 0): results below 2^-126 become 0.
 inline Vec scale2(Vec p, Vec d) {

@@ -37,6 +37,8 @@ inline Vec max2(Vec a, Vec b) { return _mm512_max_ps(a, b); }
 inline Vec min2(Vec a, Vec b) { return _mm512_min_ps(a, b); }
 inline Vec negative_abs(Vec a) { return _mm512_or_ps(a, set(-0.0f)); }
 inline Vec count_up() { return _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+// To float, where the lanes of a vector are wider.
+inline Vec rounded(Vec a) { return a; }
 inline Vec round_even(Vec a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 // p * 2^d with gradual underflow, for any d including -inf.
 inline Vec scale2(Vec p, Vec d) { return _mm512_scalef_ps(p, d); }

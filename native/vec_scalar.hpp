@@ -69,6 +69,8 @@ inline Vec count_up() {
     return each([](Index i) { return double(i); });
 }
 // Ties to even by the magic addend; |a| stays far below 2^51 or is not finite.
+// To float, where the lanes of a vector are wider.
+inline Vec rounded(const Vec& a) { return each([&](Index i) { return double(float(a.lane[i])); }); }
 inline Vec round_even(const Vec& a) {
     constexpr double magic = 6755399441055744.0;  // 1.5 * 2^52
     return each([&](Index i) { return (a.lane[i] + magic) - magic; });

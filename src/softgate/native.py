@@ -24,9 +24,10 @@ else:
     _reason = ""
 <<<<<<< HEAD
     if not hasattr(_kernels, "has_matmul"):  # an editable installation whose sources have moved on
-=======
     if not hasattr(_kernels, "crrelu"):  # an editable installation whose sources have moved on
->>>>>>> 1fd2569 (Add CRReLU in one native or Triton pass, the entropy of activations, and the search that it comes from)
+=======
+    if not hasattr(_kernels, "soft_nms"):  # an editable installation whose sources have moved on
+>>>>>>> 26172b8 (Open the room of detection: Soft-NMS with a reference in lockstep, a C++ kernel and a differentiable second pass)
         _kernels, _reason = None, "the extension softgate._native is older than this source; install softgate again"
 
 __all__ = ["ALGORITHMS", "ISAS", "available", "info", "kernels", "set_isa", "unavailable_reason", "use_isa"]

@@ -85,6 +85,9 @@ class Method:
         masks: which masks an attention function takes: ``"any"``, or ``"keys"`` for those that are the same for all
             heads and queries, (…, 1, 1, S), as attention that never forms its weights can apply.
         fixed: arguments of the family's signature that accept nothing but their default.
+        integers: arguments for which integer tensors are taken too and converted.
+        shapes: whether the shapes of the results follow from those of the arguments (``"static"``) or from their values
+            (``"data"``); such a function cannot be compiled as one graph, exported or vectorised by ``vmap``.
         masked_rows: what a row without any allowed entry gives.
         samples: ``samples(dtype, generator)`` yields ``(args, kwargs)``; replaces or, for family ``attention`` and
             ``loss``, extends the generated inputs with arguments that the family does not know.
@@ -108,6 +111,8 @@ class Method:
     error_scale: Literal["relative", "tensor", "logarithm"] | None = None
     masks: Literal["any", "keys"] = "any"
     fixed: tuple[str, ...] = ()
+    integers: tuple[str, ...] = ()
+    shapes: Literal["static", "data"] = "static"
     masked_rows: Literal["zeros", "nan", "not applicable"] = "not applicable"
     samples: Callable[..., Iterable[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None
     bad_inputs: Callable[[], Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]] | None = None

@@ -129,8 +129,14 @@ def _bad_custom(subject: Subject) -> Iterator[BadCall]:
         for what, value in (*not_tensors(), *wrong_tensors(tensor)):
             if value is None and subject.parameters.parameters[name].default is None:
                 continue
+            if name in subject.record.integers and isinstance(value, Tensor) and _holds_integers(value):
+                continue
             args = (*good.args[:place], value, *good.args[place + 1 :])
             yield BadCall(f"{name} is {what}", args, name, dict(good.kwargs))
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _bad_options(subject: Subject, good: Call) -> Iterator[BadCall]:

@@ -1,0 +1,15 @@
+#include <cmath>
+#include <limits>
+
+#include "detection.hpp"
+#include "vec_avx512.hpp"
+// The kernels are written on the lanes above.
+#include "exponential.hpp"
+#include "elementary.hpp"
+#include "detection_groups.hpp"
+
+namespace softgate {
+
+DetectionKernels avx512_detection() { return detection_of_this_isa(); }
+
+}  // namespace softgate
