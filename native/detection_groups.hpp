@@ -188,11 +188,11 @@ class Suppression {
             const Vec y = sub(min2(load(w_.y2 + k), set(p.y2)), max2(load(w_.y1 + k), set(p.y1)));
             const Vec width = max2(rounded(add(rounded(x), offset)), zero);
             const Vec height = max2(rounded(add(rounded(y), offset)), zero);
-            const Vec common = rounded(mul(width, height));
+            const Vec common = rounded(mul(width, height)), old = load(w_.score + k);
+            if (!any_less(gone, where_less(zero, common, old, gone))) continue;  // nobody alive here overlaps the pick
             const Vec both = rounded(add(set(area), load(w_.area + k)));
             const Vec all = rounded(sub(both, common));
             const Vec o = where_less(zero, all, rounded(div(common, all)), zero);
-            const Vec old = load(w_.score + k);
             Vec f = one;
             if (decay == Decay::gaussian) {
                 f = exp_of(rounded(div(sub(zero, rounded(mul(o, o))), set(r_.sigma))));

@@ -50,6 +50,7 @@ inline Vec where_equal(Vec a, Vec b, Vec yes, Vec no) {
 inline Vec where_less(Vec a, Vec b, Vec yes, Vec no) {
     return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), no, yes);
 }
+inline bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
 inline bool any_nan(Vec a) { return _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q) != 0; }
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }

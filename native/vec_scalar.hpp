@@ -89,6 +89,11 @@ inline Vec where_equal(const Vec& a, const Vec& b, const Vec& yes, const Vec& no
 inline Vec where_less(const Vec& a, const Vec& b, const Vec& yes, const Vec& no) {
     return each([&](Index i) { return a.lane[i] < b.lane[i] ? yes.lane[i] : no.lane[i]; });
 }
+inline bool any_less(const Vec& a, const Vec& b) {
+    bool any = false;
+    for (Index i = 0; i < kWidth; ++i) any |= a.lane[i] < b.lane[i];
+    return any;
+}
 inline bool any_nan(const Vec& a) {
     bool found = false;
     for (double v : a.lane) found |= v != v;

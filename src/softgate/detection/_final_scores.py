@@ -57,4 +57,4 @@ def _product(factors: Tensor) -> Tensor:
         half = factors.shape[1] // 2
         pairs = factors[:, :half] * factors[:, half : 2 * half]
         factors = torch.cat((pairs, factors[:, 2 * half :]), 1)
-    return factors[:, 0]
+    return factors[:, 0] if factors.shape[1] else factors.sum(1)

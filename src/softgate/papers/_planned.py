@@ -123,14 +123,4 @@ PLANNED = (
         summary="Estimates of mutual information disagree where their bins do not fit the activations. Estimators that "
         "adapt to every layer find that compression needs no saturation and depends on activation and initial weights.",
     ),
-    PlannedPaper(
-        slug="soft-nms",
-        title="Soft-NMS -- Improving Object Detection With One Line of Code",
-        arxiv="1704.04503",
-        date="2017-04",
-        venue="ICCV 2017",
-        sites=("detection",),
-        summary="Instead of deleting boxes that overlap a stronger one, lower their scores with the overlap: objects "
-        "that hide behind others are found, without training.",
-    ),
 )

@@ -11,6 +11,8 @@ from softgate.lab.data.crowd import Crowd as Crowd
 from softgate.lab.data.crowd import density_map as density_map
 from softgate.lab.data.crowd import synthetic_crowd as synthetic_crowd
 from softgate.lab.data.crowd_folders import CrowdFolder as CrowdFolder
+from softgate.lab.data.crowded_digits import DetectionScenes as DetectionScenes
+from softgate.lab.data.crowded_digits import crowded_digits as crowded_digits
 from softgate.lab.data.images import ImageSet as ImageSet
 from softgate.lab.data.images import cifar10 as cifar10
 from softgate.lab.data.images import fashion_mnist as fashion_mnist
