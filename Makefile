@@ -52,10 +52,11 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
-# timm asks for torchvision, whose resolver would replace the CPU torch by gigabytes of CUDA; both go in alone.
+# timm asks for torchvision, whose resolver would replace the CPU torch by gigabytes of CUDA; both go in alone;
+# pycocotools, of the same extra, needs only what is there.
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --no-build-isolation --editable '.[dev,docs,data,hf,ray,rl]'
-	$(PIP) --no-deps timm torchvision
+	$(PIP) --no-deps timm torchvision pycocotools
 	@touch $@
 
 clean:

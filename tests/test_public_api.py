@@ -46,6 +46,10 @@ NAMES = {
         "preference_target", "plackett_luce_loss", "ipo_loss", "robust_dpo_loss", "group_advantages", "PolicyStats",
         "SoftToken",
     ],
+    "detection": [
+        "soft_nms", "batched_soft_nms", "soft_nms_padded", "SoftNMS", "nms", "coco_results", "SoftNMSResult",
+        "PaddedSoftNMSResult",
+    ],
     "activations": [
         "RationalActivation", "rational",
         "HermiteActivation", "SineActivation", "dual_activation", "design_activation", "classify_activation",

@@ -106,6 +106,21 @@ def _gaussian_moe(record: Record) -> Iterator[Comparison]:
         yield Comparison(f"whole fit, n {r['n']:,}, k {r['k']}", r["ms"]["fit"], peer, r["ms"][peer])
 
 
+def _detection(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "single"):
+        ms = r["ms"]
+        for name in ("gaussian", "linear"):
+            for peer in ("numpy loop", "torch loop", "torchvision hard"):
+                if peer in ms:
+                    yield Comparison(f"{name} Soft-NMS, {r['boxes']:,} boxes", ms[name], peer, ms[peer])
+        for peer in ("numpy hard", "torchvision hard"):
+            if peer in ms:
+                yield Comparison(f"hard NMS, {r['boxes']:,} boxes", ms["hard"], peer, ms[peer])
+    for r in _figures(record, "batch"):
+        name = f"Gaussian Soft-NMS, {_size(r, 'images', 'classes', 'boxes')}"
+        yield Comparison(name, r["ms"]["one thread"], "numpy loop", r["ms"]["numpy loop"])
+
+
 def _heads(record: Record) -> Iterator[Comparison]:
     for r in _figures(record, "heads"):
         for peer in ("log_softmax", "adaptive", "hierarchical"):
@@ -230,6 +245,7 @@ def _softmax_regression(record: Record) -> Iterator[Comparison]:
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "activations": _activations,
     "attention": _attention,
+    "detection": _detection,
     "fused-linear": _fused_linear,
     "gaussian_moe": _gaussian_moe,
     "heads": _heads,

@@ -142,6 +142,14 @@ def test_preference_noise(run: Runner) -> None:
     assert all(float(line.split("candidate in ")[1].split()[0]) > 0.4 for line in lines)  # chance is 0.25
 
 
+def test_crowded_boxes(run: Runner) -> None:
+    hard, soft, coco, step = run("crowded_boxes.py").splitlines()
+    assert int(hard.split(": ")[1].split()[0]) < int(soft.split(": ")[1].split()[0])
+    assert coco.startswith("for COCO: score 0.")
+    before, after = (float(part.split()[0]) for part in step.removeprefix("sum of final scores ").split(" -> "))
+    assert after > before
+
+
 def test_count_crowd(run: Runner) -> None:
     first, *lines = run("count_crowd.py", "--images", "24", "--steps", "40", "--width", "4").splitlines()
     assert first.startswith("24 training and 12 test images")

@@ -14,9 +14,9 @@ _TRAINING: dict[str, Any] = {"batch": 12, "lr": 4e-3}
 _DETECTORS = {"faster_rcnn": "fasterrcnn_resnet50_fpn", "retinanet": "retinanet_resnet50_fpn"}
 
 _SMOKE = Scale(
-    cells=(Cell("digits", {**_TRAINING, "steps": 150, "scenes": 400, "val": 40, "test": 60}),),
+    cells=(Cell("digits", {**_TRAINING, "steps": 150, "scenes": 300, "val": 20, "test": 40}),),
     minutes=0.5,
-    note="A detector after 150 updates, 60 test scenes.",
+    note="A detector after 150 updates, 40 test scenes.",
 )
 _LAPTOP = Scale(
     cells=(Cell("digits", {**_TRAINING, "steps": 600, "scenes": 2000, "val": 200, "test": 400, "sparse": 200}),),
