@@ -22,6 +22,7 @@ struct SoftNms {
     bool keep_equal = true;   // a score equal to the threshold stays
     Index most = 0;           // picks of a group
     // Of group g from place offsets[g] (or g * size) on: rows or places in the group, final scores; how many there are.
+    // Groups of one size are filled up with -1 and 0.
     std::int64_t *keep = nullptr, *count = nullptr;
     float* final = nullptr;
     int threads = 1;

@@ -161,9 +161,13 @@ class Suppression {
             r_.final[base_ + picks] = top;
             w_.score[slot] = kGone;
             const Box p{w_.x1[slot], w_.y1[slot], w_.x2[slot], w_.y2[slot]};
-            const Index count = find_touched(p);
-            for (Index t = 0; t < count; ++t) weaken<decay>(w_.touched[t], p, w_.area[slot]);
-            remember_best(slot / kBoxes);  // the pick may have no area, and touch nothing
+            const Index count = find_touched(p), own = slot / kBoxes;
+            bool updated = false;
+            for (Index t = 0; t < count; ++t) {
+                weaken<decay>(w_.touched[t], p, w_.area[slot]);
+                updated |= w_.touched[t] == own;
+            }
+            if (!updated) remember_best(own);  // a pick without area does not even touch itself
         }
         return picks;
     }
@@ -217,7 +221,10 @@ class Suppression {
 };
 
 inline void one_group(const SoftNms& rule, Index group, const NmsScratch& scratch) {
-    rule.count[group] = Suppression(rule, group, scratch).run();
+    const Index picks = Suppression(rule, group, scratch).run();
+    rule.count[group] = picks;
+    if (rule.offsets) return;
+    for (Index k = group * rule.size + picks; k < (group + 1) * rule.size; ++k) rule.keep[k] = -1, rule.final[k] = 0.0f;
 }
 
 inline DetectionKernels detection_of_this_isa() { return {one_group}; }

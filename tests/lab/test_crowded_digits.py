@@ -71,7 +71,7 @@ def test_losses_of_the_detector():
     target, near = torch.zeros(2, 8, 8, 4), torch.zeros(2, 8, 8, dtype=torch.bool)
     loss = detection_loss(model, (images, target, near))  # nothing to find: a small loss, no NaN
     loss.backward()
-    assert math.isfinite(float(loss)) and float(loss) < 0.1
+    assert math.isfinite(float(loss.detach())) and float(loss.detach()) < 0.1
     assert [len(boxes) for boxes, _ in detect(model.eval(), images)] == [0, 0]
 
 

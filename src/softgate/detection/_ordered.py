@@ -33,16 +33,16 @@ def suppress(boxes_BN4: Tensor, scores_GN: Tensor, valid_GN: Tensor | None, rule
     """
     ranked = order_of(scores_GN) if rule.ranks_only else scores_GN
     keep, scores, count = picker(boxes_BN4, ranked, valid_GN, rule)
-    picked = torch.arange(keep.shape[1], device=keep.device) < count[:, None]
+    picked, place = keep >= 0, keep.clamp(min=0)
     if rule.ranks_only:
-        scores = scores_GN.gather(1, keep.where(picked, 0))
+        scores = torch.where(picked, scores_GN.gather(1, place), 0.0)
     elif wants_derivative(boxes_BN4, scores_GN):
         boxes_GN4 = for_every_group(boxes_BN4, len(scores_GN))
-        place = keep.where(picked, 0)
         # what was not picked must send no NaN back, not even one times zero
         boxes = torch.where(picked[..., None], boxes_GN4.gather(1, place[..., None].expand(*place.shape, 4)), 0.0)
         scores = final_scores(boxes, torch.where(picked, scores_GN.gather(1, place), 0.0), rule)
-    return Picks(keep.where(picked, -1), torch.where(picked, scores, 0.0), count)
+        scores = torch.where(picked, scores, 0.0)
+    return Picks(keep, scores, count)
 
 
 def wants_derivative(*tensors: Tensor) -> bool:

@@ -20,8 +20,8 @@ class Picks(NamedTuple):
     """Outcome of the loop.
 
     Attributes:
-        keep: (G, K) int64, the picked boxes in order; anything beyond ``counts``.
-        scores: (G, K), their final scores.
+        keep: (G, K) int64, the picked boxes in order, -1 beyond ``counts``.
+        scores: (G, K), their final scores, 0 beyond ``counts``.
         counts: (G,) int64, number of picks.
     """
 
@@ -57,7 +57,9 @@ def pick(boxes_BN4: Tensor, scores_GN: Tensor, valid_GN: Tensor | None, rule: Ru
     state = _run(boxes, (scores, alive, torch.full_like(scores, size, dtype=torch.int64)), rule, steps)
     position = state[2]
     keep = position.argsort(dim=1, stable=True)[:, :steps]
-    return Picks(keep, state[0].gather(1, keep), (position < size).sum(1))
+    picked = position.gather(1, keep) < size
+    scores = torch.where(picked, state[0].gather(1, keep), 0.0)
+    return Picks(torch.where(picked, keep, -1), scores, (position < size).sum(1))
 
 
 def for_every_group(boxes_BN4: Tensor, groups: int) -> Tensor:

@@ -52,8 +52,8 @@ def pick_flat(
     places_GN, exists_GN = padded_places(sizes_G)
     rows_GN = order_N[places_GN]
     keep, scores, count = _picks.pick(boxes_N4[rows_GN], scores_N[rows_GN], exists_GN, rule)
-    picked = torch.arange(keep.shape[1], device=keep.device) < count[:, None]
-    return rows_GN.gather(1, keep)[picked], scores[picked], count
+    picked = keep >= 0
+    return rows_GN.gather(1, keep.clamp(min=0))[picked], scores[picked], count
 
 
 def final_scores_flat(boxes_K4: Tensor, scores_K: Tensor, count_G: Tensor, rule: Rule) -> Tensor:
