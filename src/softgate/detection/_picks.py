@@ -5,7 +5,7 @@ Shape suffixes: G groups, N boxes of a group (padded), K picks.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -76,6 +76,7 @@ def _best(scores: Tensor, alive: Tensor) -> Tensor:
 
 def _run(boxes: Tensor, state: State, rule: Rule, steps: int) -> State:
     if torch.compiler.is_compiling():
+        rule = _with_tensors(rule, state[0])
         first = torch.zeros((), dtype=torch.int64, device=boxes.device)
         _, *last = while_loop(
             lambda step, scores, alive, position: (step < steps) & alive.any(),
@@ -90,6 +91,12 @@ def _run(boxes: Tensor, state: State, rule: Rule, steps: int) -> State:
             break
         state = _step(step, boxes, state, rule)
     return state
+
+
+def _with_tensors(rule: Rule, like: Tensor) -> Rule:
+    """The same rule with tensors for numbers: a compiled loop cannot take in a number that is not fixed."""
+    numbers: list[Any] = [like.new_full((), n) for n in (rule.sigma, rule.iou_threshold, rule.score_threshold)]
+    return Rule(rule.method, *numbers, rule.max_output, rule.convention, rule.ranks_only)
 
 
 def _step(step: Tensor | int, boxes_GN4: Tensor, state: State, rule: Rule) -> State:

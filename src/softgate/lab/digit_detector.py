@@ -41,8 +41,8 @@ class DigitDetector(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = nn.Conv2d(widths[-1], 5, 3, padding=1)
         nn.init.normal_(self.head.weight, std=0.01)
-        with torch.no_grad():
-            self.head.bias.copy_(torch.tensor([-math.log(99.0), *[math.log(2.0)] * 4]))
+        # at first one cell in a hundred finds something, two strides from its centre to each side
+        self.head.bias = nn.Parameter(torch.tensor([-math.log(99.0), *[math.log(2.0)] * 4]))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and boxes of all cells."""
