@@ -40,6 +40,11 @@ NAMES = {
         "PixelwiseGate", "pixelwise_mixture", "HierarchicalMixture",
         "GaussianMoE", "voronoi_cells", "voronoi_loss", "hellinger", "convergence_rate", "gate_identifiability",
     ],
+    "dynamic": [
+        "EarlyExit", "ExitOutput", "exit_probabilities", "exit_level", "UncertaintyGate", "uncertainty_features",
+        "JEILoss", "JEITrainer", "cache_features", "measure_costs", "ThresholdPolicy", "ConformalExit",
+        "expected_calibration_error",
+    ],
     "policy": [
         "sapo_loss", "sapo_gate", "grpo_loss", "gspo_loss", "cispo_loss", "adpo_loss", "dpo_loss", "soft_grpo_loss",
         "SAPOLoss", "GRPOLoss", "GSPOLoss", "CISPOLoss", "ADPOLoss", "Anchor", "anchored_cross_entropy",

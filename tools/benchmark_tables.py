@@ -241,11 +241,18 @@ def _softmax_regression(record: Record) -> Iterator[Comparison]:
             yield Comparison(name, 1e3 * s["batch"], "scipy least_squares", 1e3 * s["scipy"])
 
 
+def _early_exit(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "inference"):
+        name = f"inference with exits, {r['network']}, batch {r['batch']}, mean cost {r['mean_cost']:.2f}"
+        yield Comparison(name, r["ms"]["compact"], "all stages, no exits", r["ms"]["dense"], r["ms"]["ideal"])
+
+
 #: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "activations": _activations,
     "attention": _attention,
     "detection": _detection,
+    "early-exit": _early_exit,
     "fused-linear": _fused_linear,
     "gaussian_moe": _gaussian_moe,
     "heads": _heads,

@@ -193,6 +193,13 @@ def test_features_are_all_that_heads_and_gates_need() -> None:
     assert torch.equal(model.exits(features).logits, model(x).logits)
 
 
+def test_exits_do_not_guess_what_they_cost() -> None:
+    x = torch.randn(5, 12)
+    features = EarlyExit.from_sequential(mlp(), [2], x).features(x)
+    with pytest.raises(StateError, match="measure_costs"):
+        EarlyExit.from_sequential(mlp(), [2]).exits(features)
+
+
 def _parts(**changed):
     stages = [nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)]
     parts = {"stages": stages, "heads": [nn.Linear(4, 3)] * 2, "gates": [UncertaintyGate()] * 2}

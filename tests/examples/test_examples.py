@@ -171,6 +171,15 @@ def test_count_crowd_in_photographs(run: Runner, tmp_path: Path) -> None:
     assert out.startswith("2 training and 1 test images, 2.0 heads") and "hmode: off by" in out
 
 
+def test_early_exit(run: Runner) -> None:
+    first, *lines = run("early_exit.py", "--samples", "800", "--lams", "0", "3", "--steps", "200").splitlines()
+    whole = float(first.split("accuracy ")[1].split()[0])
+    costs = [float(line.split("cost ")[1].split(",")[0]) for line in lines]
+    right = [float(line.split("accuracy ")[1].split()[0]) for line in lines]
+    assert 0.0 < costs[1] < costs[0] <= 1.0 and whole - 0.1 < right[0] and right[1] > 0.3  # chance is 0.2
+    assert all(float(line.split("hold ")[1]) > 0.85 for line in lines)
+
+
 def test_train_policy(run: Runner) -> None:
     base, grpo, sapo = run("train_policy.py", "--rounds", "4").splitlines()
     assert base.startswith("base: accuracy") and grpo.startswith("grpo: reward")

@@ -200,7 +200,13 @@ class EarlyExit(nn.Module):
         return ExitFeatures(tuple(pooled), final)
 
     def exits(self, features: ExitFeatures) -> ExitOutput:
-        """What the exits say, given :meth:`features`."""
+        """What the exits say, given :meth:`features`.
+
+        Raises:
+            StateError: the costs are still to be measured, and these features came from another model.
+        """
+        if self._measure:
+            raise StateError("the costs are not known yet: call measure_costs(model, example), or the model once")
         learned = [head(z) for head, z in zip(self.heads, features.pooled, strict=True)]
         dtype = learned[0].dtype
         logits = torch.stack([*learned, features.final_logits.to(dtype)])
@@ -272,7 +278,10 @@ class EarlyExit(nn.Module):
             ArgumentTypeError: not an ``nn.Sequential``.
             ArgumentValueError: cuts that do not increase inside ``seq``, or no linear layer.
         """
-        return cls(**_adapters.sequential_parts(seq, cuts, example), costs="measure")
+        model = cls(**_adapters.sequential_parts(seq, cuts, example), costs="measure")
+        if example is not None:
+            measure_costs(model, first(example))
+        return model
 
     @classmethod
     def from_timm_vit(cls, model: nn.Module, every: int = 1) -> EarlyExit:

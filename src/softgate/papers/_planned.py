@@ -64,16 +64,6 @@ PLANNED = (
         "network that are far tighter than the product of the layers' norms.",
     ),
     PlannedPaper(
-        slug="jei-dnn",
-        title="Jointly-Learned Exit and Inference for a Dynamic Neural Network",
-        arxiv="2310.09163",
-        date="2023-10",
-        venue="ICLR 2024",
-        sites=("dynamic",),
-        summary="Classifiers at every block of a frozen network, and small learned gates that decide where a sample "
-        "leaves, are trained together, which beats thresholds in accuracy at equal cost and in calibration.",
-    ),
-    PlannedPaper(
         slug="optimistic-mirror-descent",
         title="Optimistic Online Mirror Descent for Bridging Stochastic and Adversarial Online Convex Optimization",
         arxiv="2302.04552",
