@@ -115,7 +115,7 @@ class PlannedGate(nn.Module):
 
     def forward(self, logits: Tensor) -> Tensor:
         """Logit of leaving, (N,), for class logits (N, C)."""
-        return 1e4 * (logits.softmax(-1).amax(-1) - self.limit) + 1.0  # type: ignore[operator]
+        return 1e6 * (logits.softmax(-1).amax(-1) - self.limit) + 0.5  # type: ignore[operator]
 
 
 @torch.no_grad()
