@@ -1,6 +1,6 @@
 """Networks with exits: how much of the saving in multiply-adds becomes time, and what heads and gates cost.
 
-    python benchmarks/early_exit.py [--batches 1,64,256] [--turns N] [--out DIR]
+    python benchmarks/early_exit.py [--batches 8,64,256] [--turns N] [--out DIR]
 
 One thread, candidates in turns. Gates let out planned shares of the batch, exit by exit. ``dense`` is the same network
 without exits, ``ideal`` is its time times the mean cost of the samples in multiply-adds: what leaving could save at
@@ -89,7 +89,7 @@ def measure(name: str, batch: int, turns: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")], default=[1, 8, 64, 256])
+    parser.add_argument("--batches", type=lambda text: [int(part) for part in text.split(",")], default=[8, 64, 256])
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
