@@ -61,7 +61,10 @@ NAMES = {
         "crrelu", "CRReLU", "replace_activations", "eafo_correction", "worst_activation",
         "hyrelu", "ClippedReLU", "calibrate_bounds", "protect", "strip", "proact_fit", "separate_relus",
     ],
-    "optim": ["OrthoGrad", "project_orthogonal_"],
+    "optim": [
+        "OrthoGrad", "project_orthogonal_",
+        "OptimisticOMD", "OptimisticHedge", "SwordPP", "OptimisticMirrorDescent", "optimistic_softmax",
+    ],
     "attention": [
         "gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg", "MultiHeadAttention",
         "sigmoid_attention", "sigmoid_attention_varlen", "SigmoidAttention", "LayerScale", "alibi_slopes",

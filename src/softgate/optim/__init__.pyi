@@ -1,2 +1,15 @@
+from .domains import AffineSet as AffineSet
+from .domains import Ball as Ball
+from .domains import Box as Box
+from .domains import Domain as Domain
+from .domains import Simplex as Simplex
+from .domains import Unconstrained as Unconstrained
+from .mirror_descent import OptimisticMirrorDescent as OptimisticMirrorDescent
+from .optimistic_hedge import OptimisticHedge as OptimisticHedge
+from .optimistic_hedge import play_game as play_game
+from .optimistic_omd import OptimisticOMD as OptimisticOMD
+from .optimistic_weights import optimistic_softmax as optimistic_softmax
 from .ortho_grad import OrthoGrad as OrthoGrad
 from .ortho_grad import project_orthogonal_ as project_orthogonal_
+from .sword import Doubling as Doubling
+from .sword import SwordPP as SwordPP
