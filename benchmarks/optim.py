@@ -1,4 +1,4 @@
-"""What OrthoGrad adds to an AdamW step.
+"""What OrthoGrad adds to an AdamW step; optimistic mirror descent beside the optimizers of torch; Hedge beside softmax.
 
     python benchmarks/optim.py [--seconds S] [--out DIR]
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from _timing import CONSOLE, table, write_record
 from softgate.lab.timing import interleaved, load_per_core
-from softgate.optim import project_orthogonal_
+from softgate.optim import OptimisticHedge, OptimisticMirrorDescent, project_orthogonal_
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 MODELS = {
@@ -25,6 +25,8 @@ MODELS = {
     "20 layers of 256": [(256, 256), (256,)] * 20,
     "12 matrices of 1024": [(1024, 1024)] * 12,
 }
+#: Streams and experts of a batch.
+EXPERTS = ((1024, 256), (64, 16))
 
 
 def weights(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -54,6 +56,46 @@ def measure(name: str, shapes: Sequence[tuple[int, ...]], seconds: float) -> dic
     }
 
 
+def measure_mirror(name: str, shapes: Sequence[tuple[int, ...]], seconds: float) -> dict[str, Any]:
+    """One step; the peer that does the nearest thing keeps one vector too: SGD with momentum."""
+    candidates = {
+        "constant": OptimisticMirrorDescent(weights(shapes), lr=1e-6).step,
+        "sea": OptimisticMirrorDescent(weights(shapes), lr="sea", diameter=1e-6).step,
+        "sgd_momentum": torch.optim.SGD(weights(shapes), lr=1e-6, momentum=0.9, foreach=True).step,
+        "sgd_momentum_fused": torch.optim.SGD(weights(shapes), lr=1e-6, momentum=0.9, fused=True).step,
+        "adamw_fused": torch.optim.AdamW(weights(shapes), lr=1e-6, fused=True).step,
+    }
+    times = interleaved(candidates, turns=9, seconds=seconds, most=400)
+    return {
+        "model": name,
+        "parameters": sum(w.numel() for w in weights(shapes)),
+        "ms": {candidate: 1e3 * timing.median for candidate, timing in times.items()},
+    }
+
+
+def measure_hedge(streams: int, experts: int, seconds: float) -> dict[str, Any]:
+    """One round of all streams, prediction and update."""
+    losses = torch.randn(streams, experts, generator=torch.Generator().manual_seed(0))
+
+    def rounds(eta: float | str) -> Any:
+        hedge = OptimisticHedge(experts, eta, batch_shape=(streams,), dtype=torch.float32)
+
+        def one() -> None:
+            hedge.predict()
+            hedge.update(losses)
+
+        return one
+
+    candidates = {
+        "constant": rounds(0.1),
+        "auto": rounds("auto"),
+        "log_softmax": lambda: torch.log_softmax(losses, -1),
+    }
+    times = interleaved(candidates, turns=9, seconds=seconds, most=2000)
+    ms = {candidate: 1e3 * timing.median for candidate, timing in times.items()}
+    return {"streams": streams, "experts": experts, "ms": ms}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="per row of the table")
@@ -64,8 +106,15 @@ def main() -> None:
     header = ["model", "parameters", *found[0]["ms"], "overhead on foreach", "overhead on fused"]
     lines = [[f["model"], f["parameters"], *f["ms"].values(), *(f[h] for h in header[-2:])] for f in found]
     table("one step, ms (median)", header, lines)
+    mirror = [measure_mirror(name, shapes, options.seconds) for name, shapes in MODELS.items()]
+    header = ["model", "parameters", *mirror[0]["ms"]]
+    table("one step, ms (median)", header, [[m["model"], m["parameters"], *m["ms"].values()] for m in mirror])
+    hedge = [measure_hedge(*size, options.seconds) for size in EXPERTS]
+    header = ["streams", "experts", *hedge[0]["ms"]]
+    table("one round, ms (median)", header, [[h["streams"], h["experts"], *h["ms"].values()] for h in hedge])
     CONSOLE.print(f"load per core {load_per_core():.2f}")
-    write_record(options.out / "benchmark-optim.json", {"orthograd": found})
+    sections = {"orthograd": found, "mirror_descent": mirror, "hedge": hedge}
+    write_record(options.out / "benchmark-optim.json", sections)
 
 
 if __name__ == "__main__":

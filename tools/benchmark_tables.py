@@ -183,6 +183,15 @@ def _optim(record: Record) -> Iterator[Comparison]:
             alone = r["ms"][key]
             name = f"{key.replace('adamw_', 'AdamW, ')}, with OrthoGrad, {r['model']}"
             yield Comparison(name, alone + r["ms"]["projection"], "AdamW without it", alone)
+    for r in _figures(record, "mirror_descent"):
+        for lr, said in (("constant", "constant step"), ("sea", "adaptive step")):
+            for key, peer in (("sgd_momentum", "SGD with momentum"), ("sgd_momentum_fused", "the same, fused")):
+                name = f"OptimisticMirrorDescent, {said}, {r['model']}"
+                yield Comparison(name, r["ms"][lr], peer, r["ms"][key])
+    for r in _figures(record, "hedge"):
+        for eta, said in (("constant", "constant step"), ("auto", "adaptive step")):
+            name = f"OptimisticHedge, a round, {said}, {_size(r, 'streams', 'experts')}"
+            yield Comparison(name, r["ms"][eta], "log_softmax", r["ms"]["log_softmax"])
 
 
 def _pixel_mixture(record: Record) -> Iterator[Comparison]:

@@ -44,12 +44,12 @@ def test_parameters_are_the_points_of_the_learner(lr, device_path, monkeypatch):
     if device_path:  # what accelerators take, where step sizes stay tensors
         from softgate.optim import mirror_descent
 
-        inner = mirror_descent._step_sizes
-        monkeypatch.setattr(
-            mirror_descent,
-            "_step_sizes",
-            lambda *a: tuple(torch.tensor(eta, dtype=F64) for eta in inner(*a)),
-        )
+        inner = mirror_descent._move
+
+        def move(params, grads, hints, before, after, subtracted):
+            inner(params, grads, hints, *(torch.tensor(eta, dtype=F64) for eta in (before, after)), subtracted)
+
+        monkeypatch.setattr(mirror_descent, "_move", move)
     rows = list(zip(gradients(40, 3), gradients(40, 2, 2), strict=True))
     parameters = [nn.Parameter(torch.zeros(3, dtype=F64)), nn.Parameter(torch.zeros(2, 2, dtype=F64))]
     optimizer = OptimisticMirrorDescent(parameters, lr, diameter=2.0, G=3.0, delta=0.5)

@@ -89,11 +89,14 @@ class OnlineLearner:
         """
         if self._played is None:
             raise StateError(f"update needs the point of round {self.rounds + 1}: call predict first")
-        g = self._tensor("grad", grad(self._played) if callable(grad) else grad)
+        g = self._of_shape("grad", grad(self._played) if callable(grad) else grad, self.shape, self.dtype)
+        linear = torch.linalg.vecdot(g, self._played)
+        # finite unless an entry of g is not (or it overflows), and cheaper to look at
+        self._check_finite("grad", g, linear)
         if loss is None:
-            self._loss = self._loss + (g * self._played).sum(-1, dtype=torch.float64)
+            self._loss = self._loss + linear
         else:
-            self._loss = self._loss + self._of_shape("loss", loss, self.batch_shape, torch.float64)
+            self._loss = self._loss + self._finite("loss", loss, self.batch_shape, torch.float64)
         self._learn(g, grad)
         self._last, self._played = g, None
         self.rounds += 1
@@ -108,11 +111,20 @@ class OnlineLearner:
         Raises:
             ArgumentValueError: the shape is another one.
         """
-        losses = self._of_shape("comparator_losses", comparator_losses, (self.rounds, *self.batch_shape), torch.float64)
+        losses = self._finite("comparator_losses", comparator_losses, (self.rounds, *self.batch_shape), torch.float64)
         return self._loss - losses.sum(0)
 
     def _tensor(self, name: str, value: Any) -> Tensor:
-        return self._of_shape(name, value, self.shape, self.dtype)
+        return self._finite(name, value, self.shape, self.dtype)
+
+    def _finite(self, name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        tensor = self._of_shape(name, value, shape, dtype)
+        self._check_finite(name, tensor, tensor)
+        return tensor
+
+    def _check_finite(self, name: str, value: Tensor, witness: Tensor) -> None:
+        if not math.isfinite(witness.sum().item()) and not bool(value.isfinite().all()):
+            raise ArgumentValueError(f"{name} must be finite, got NaN or inf in round {self.rounds + 1}")
 
     def _of_shape(self, name: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         try:
@@ -121,9 +133,6 @@ class OnlineLearner:
             bad_type(name, value, f"numbers of shape {shape}")
         if tuple(tensor.shape) != shape:
             raise ArgumentValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
-        # the sum is finite unless an entry is not (or it overflows), and cheaper to look at
-        if not math.isfinite(tensor.sum().item()) and not bool(tensor.isfinite().all()):
-            raise ArgumentValueError(f"{name} must be finite, got NaN or inf in round {self.rounds + 1}")
         return tensor
 
     def _state(self) -> dict[str, Tensor]:

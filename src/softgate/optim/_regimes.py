@@ -19,6 +19,8 @@ __all__: list[str] = []
 
 #: The inverse of the matrix of the exp-concave regime is computed anew after so many updates of rank one.
 REFACTOR = 256
+#: Logits are shifted so that the largest is 0 every so many rounds: rounding grows with what they have drifted to.
+RECENTRE = 16
 #: From this dimension on the exp-concave regime keeps the diagonal only.
 LARGEST_MATRIX = 2000
 
@@ -57,6 +59,10 @@ class Regime:
     def point(self, center: Tensor, rounds: int) -> Tensor:
         """The point of a centre."""
         return center
+
+    def play(self, center: Tensor, m: Tensor, rounds: int) -> Tensor:
+        """The point to play: that of the centre moved against the hint."""
+        return self.point(self.move(center, m, rounds), rounds)
 
     def corrected(self, g: Tensor, m: Tensor, rounds: int) -> Tensor:
         """The gradient that moves the centre."""
@@ -171,7 +177,7 @@ class Entropy(Regime):
     state = ("root",)
 
     def __init__(
-        self, domain: Domain, eta: float | None, scale: float = 1.0, eta_max: float = float("inf"),
+        self, domain: Domain, eta: Eta, scale: float = 1.0, eta_max: float = float("inf"),
         lazy: bool = False, correct: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(domain, eta)
@@ -189,13 +195,20 @@ class Entropy(Regime):
             return super().step(rounds)
         return (self.scale / self.root).clamp(max=self.eta_max).to(self.prior.dtype)
 
+    def _added(self, center: Tensor, v: Tensor, rounds: int) -> Tensor:
+        step = 1.0 if self.lazy else -self.step(rounds)
+        return torch.add(center, v, alpha=step) if isinstance(step, float) else torch.addcmul(center, step, v)
+
     def move(self, center: Tensor, v: Tensor, rounds: int) -> Tensor:
-        """See :class:`Regime`; the smallest loss, or the largest logit, stays at 0, which no weight can feel."""
-        if self.lazy:
-            losses = center + v
-            return losses - losses.amin(-1, keepdim=True)
-        logits = center - self.step(rounds) * v
-        return logits - logits.amax(-1, keepdim=True)
+        """See :class:`Regime`; now and then the largest weight gets the logit or the loss 0: only differences count."""
+        moved = self._added(center, v, rounds)
+        if rounds % RECENTRE:
+            return moved
+        return moved - (moved.amin(-1, keepdim=True) if self.lazy else moved.amax(-1, keepdim=True))
+
+    def play(self, center: Tensor, m: Tensor, rounds: int) -> Tensor:
+        """See :class:`Regime`."""
+        return self.point(self._added(center, m, rounds), rounds)
 
     def point(self, center: Tensor, rounds: int) -> Tensor:
         """See :class:`Regime`."""
@@ -208,4 +221,4 @@ class Entropy(Regime):
     def observe(self, g: Tensor, m: Tensor) -> None:
         """See :class:`Regime`."""
         if self.eta is None:
-            self.root = torch.hypot(self.root, (g - m).abs().amax(-1, keepdim=True).double())
+            self.root = torch.hypot(self.root, (g - m).abs_().amax(-1, keepdim=True).double())

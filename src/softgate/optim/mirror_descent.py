@@ -126,25 +126,30 @@ class OptimisticMirrorDescent(Optimizer):
         if group["maximize"]:
             grads = list(torch._foreach_neg(grads))
         hints = [self.state[p].get("hint") for p in params]
-        before, after = _step_sizes(group, grads, hints)
-        if group["mirror"] == "entropy":
-            for p, g in zip(params, grads, strict=True):
-                _move_distribution(p, g, self.state[p], before, after)
+        if group["lr"] == "sea":
+            before, after = _adaptive_steps(group, grads, hints)
         else:
-            # on the CPU one parameter at a time, while it is in the cache
-            for part in [[i] for i in range(len(params))] if params[0].is_cpu else [list(range(len(params)))]:
-                _move([params[i] for i in part], [grads[i] for i in part], [hints[i] for i in part], before, after)
-        if group["mirror"] == "euclidean" or group["lr"] == "sea":
-            self._remember(params, grads)
+            before = group["lr"] if group["eta"] is None else group["eta"]
+            after = group["eta"] = group["lr"]
+        # on the CPU one parameter at a time, while it is in the cache
+        for part in [[i] for i in range(len(params))] if params[0].is_cpu else [list(range(len(params)))]:
+            chosen = [params[i] for i in part], [grads[i] for i in part], [hints[i] for i in part]
+            if group["mirror"] == "euclidean":
+                _move(*chosen, before, after, group["lr"] == "sea")
+            else:
+                for p, g in zip(*chosen[:2], strict=True):
+                    _move_distribution(p, g, self.state[p], before, after)
+            if group["mirror"] == "euclidean" or group["lr"] == "sea":
+                self._remember(*chosen)
 
-    def _remember(self, params: list[Tensor], grads: list[Tensor]) -> None:
+    def _remember(self, params: list[Tensor], grads: list[Tensor], hints: list[Any]) -> None:
         """Keep the gradients as the next hints."""
-        known = [(self.state[p]["hint"], g) for p, g in zip(params, grads, strict=True) if "hint" in self.state[p]]
-        for p, g in zip(params, grads, strict=True):
-            if "hint" not in self.state[p]:
+        known = [i for i, hint in enumerate(hints) if hint is not None]
+        if known:
+            torch._foreach_copy_([hints[i] for i in known], [grads[i] for i in known])
+        for p, g, hint in zip(params, grads, hints, strict=True):
+            if hint is None:
                 self.state[p]["hint"] = g.clone()
-        for part in [[pair] for pair in known] if params[0].is_cpu else [known] if known else []:
-            torch._foreach_copy_([hint for hint, _ in part], [g for _, g in part])
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave; logits of 16-bit parameters keep their float32."""
@@ -184,12 +189,8 @@ def _check_distribution(p: Tensor) -> None:
                                      f"got sums that are up to {off:.2g} from 1 or an entry below 0")  # fmt: skip
 
 
-def _step_sizes(group: dict[str, Any], grads: list[Tensor], hints: list[Any]) -> tuple[Any, Any]:
-    """Step size that led to the present point, and the one that leads to the next."""
-    if group["lr"] != "sea":
-        before = group["lr"] if group["eta"] is None else group["eta"]
-        group["eta"] = group["lr"]
-        return before, group["eta"]
+def _adaptive_steps(group: dict[str, Any], grads: list[Tensor], hints: list[Any]) -> tuple[Any, Any]:
+    """Step size that led to the present point, and the one that leads to the next; hints m become ``m - g``."""
     size, least = (_largest, 1.0) if group["mirror"] == "entropy" else (_length, group["diameter"])
     if group["variation"] is None:
         zero = torch.zeros((), dtype=torch.float64, device=grads[0].device)
@@ -199,7 +200,11 @@ def _step_sizes(group: dict[str, Any], grads: list[Tensor], hints: list[Any]) ->
         largest = torch.maximum(largest, size(grads))
     fixed = group["delta"] + (4.0 * largest.square() if group["mirror"] == "euclidean" else 0.0)
     before = least / (fixed + variation).sqrt() if group["eta"] is None else group["eta"]
-    variation = variation + size([g if m is None else g - m for g, m in zip(grads, hints, strict=True)]).square()
+    known = [i for i, hint in enumerate(hints) if hint is not None]
+    if known:
+        torch._foreach_sub_([hints[i] for i in known], [grads[i] for i in known])
+    missed = [g if hint is None else hint for g, hint in zip(grads, hints, strict=True)]
+    variation = variation + size(missed).square()
     after = least / (fixed + variation).sqrt()
     group.update(eta=after, variation=variation, largest=largest)
     # numbers on the CPU; on an accelerator tensors, which nobody waits for
@@ -215,19 +220,25 @@ def _largest(tensors: list[Tensor]) -> Tensor:
     return torch.stack([t.abs().max().double() for t in tensors]).max()
 
 
-def _move(params: list[Tensor], grads: list[Tensor], hints: list[Any], before: Any, after: Any) -> None:
-    """``p ← p + before · hint - (before + after) · grad``, rounded once where the type is narrow."""
+def _move(
+    params: list[Tensor], grads: list[Tensor], hints: list[Any], before: Any, after: Any, subtracted: bool
+) -> None:
+    """``p ← p + before · (m - g) - after · g``, rounded once where the type is narrow; ``subtracted``: m is m - g."""
     narrow = any(p.dtype != compute_dtype(p.dtype) for p in params)
     if narrow or isinstance(before, Tensor):
         for p, g, m in zip(params, grads, hints, strict=True):
             wide = compute_dtype(p.dtype)
-            moved = p.to(wide) - (before + after) * g.to(wide)
+            weight = after if subtracted and m is not None else before + after
+            moved = p.to(wide) - weight * g.to(wide)
             p.copy_(moved if m is None else moved + before * m.to(wide))
         return
-    torch._foreach_add_(params, grads, alpha=-(before + after))
-    known = [(p, m) for p, m in zip(params, hints, strict=True) if m is not None]
+    known = [i for i, hint in enumerate(hints) if hint is not None]
+    new = [i for i, hint in enumerate(hints) if hint is None]
+    for some, weight in ((known, after if subtracted else before + after), (new, before + after)):
+        if some:
+            torch._foreach_add_([params[i] for i in some], [grads[i] for i in some], alpha=-weight)
     if known:
-        torch._foreach_add_([p for p, _ in known], [m for _, m in known], alpha=before)
+        torch._foreach_add_([params[i] for i in known], [hints[i] for i in known], alpha=before)
 
 
 def _move_distribution(p: Tensor, g: Tensor, state: dict[str, Any], before: Any, after: Any) -> None:

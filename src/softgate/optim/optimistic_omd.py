@@ -57,7 +57,7 @@ class MirrorLearner(OnlineLearner):
         if hint is None:
             hint = self._own_hint()
         self._m = hint
-        return self.regime.point(self.regime.move(self._center, hint, self.rounds), self.rounds)
+        return self.regime.play(self._center, hint, self.rounds)
 
     def _own_hint(self) -> Tensor:
         if callable(self.hint):
