@@ -54,7 +54,7 @@ def optimistic_softmax(cum_loss: Tensor, hint: Tensor, eta: float, dim: int = -1
     .. math:: p_i \propto \exp\Big(-\eta \Big(\sum_{s<t} g_{s,i} + m_{t,i}\Big)\Big)
 
     Differentiable in both tensors. With the last loss as hint it counts that loss twice, and self-play in a game
-    settles ten times faster; ``hint = 0`` is Hedge. A prior adds ``-log(prior) / eta`` to ``cum_loss``.
+    settles as 1/t; ``hint = 0`` is Hedge. A prior adds ``-log(prior) / eta`` to ``cum_loss``.
 
     Args:
         cum_loss: sum of the losses so far, any shape, real floating point; ``+inf`` gives weight 0.
