@@ -22,12 +22,8 @@ except ImportError as error:  # a pure Python installation, or a library this sy
     _reason = f"the extension softgate._native is not usable: {error}"
 else:
     _reason = ""
-<<<<<<< HEAD
-    if not hasattr(_kernels, "has_matmul"):  # an editable installation whose sources have moved on
-    if not hasattr(_kernels, "crrelu"):  # an editable installation whose sources have moved on
-=======
-    if not hasattr(_kernels, "soft_nms"):  # an editable installation whose sources have moved on
->>>>>>> 26172b8 (Open the room of detection: Soft-NMS with a reference in lockstep, a C++ kernel and a differentiable second pass)
+    # an editable installation whose sources have moved on
+    if any(not hasattr(_kernels, name) for name in ("has_matmul", "crrelu", "soft_nms")):
         _kernels, _reason = None, "the extension softgate._native is older than this source; install softgate again"
 
 __all__ = ["ALGORITHMS", "ISAS", "available", "info", "kernels", "set_isa", "unavailable_reason", "use_isa"]

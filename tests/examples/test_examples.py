@@ -238,6 +238,8 @@ def test_learn_activation(run: Runner) -> None:
     out = run("learn_activation.py")
     assert "epoch 1" in out and out.count("eps ") == 2
     assert all(float(line.split("eps ")[1].split(",")[0]) != 0.01 for line in out.splitlines() if "eps " in line)
+
+
 def test_drifting_experts(run: Runner) -> None:
     hedge, optimistic, *gaps = run("drifting_experts.py", "--rounds", "400").splitlines()
     loss, best = (float(hedge.split(word)[1].split(",")[0]) for word in ("mean loss ", "best expert "))

@@ -64,24 +64,6 @@ PLANNED = (
         "network that are far tighter than the product of the layers' norms.",
     ),
     PlannedPaper(
-        slug="optimistic-mirror-descent",
-        title="Optimistic Online Mirror Descent for Bridging Stochastic and Adversarial Online Convex Optimization",
-        arxiv="2302.04552",
-        date="2023-02",
-        venue="ICML 2023",
-        sites=("optim",),
-        summary="Between random and adversarial losses, mirror descent with the last gradient as a hint has a regret "
-        "that follows the variance and the drift of the losses instead of the number of rounds.",
-        slug="jei-dnn",
-        title="Jointly-Learned Exit and Inference for a Dynamic Neural Network",
-        arxiv="2310.09163",
-        date="2023-10",
-        venue="ICLR 2024",
-        sites=("dynamic",),
-        summary="Classifiers at every block of a frozen network, and small learned gates that decide where a sample "
-        "leaves, are trained together, which beats thresholds in accuracy at equal cost and in calibration.",
-    ),
-    PlannedPaper(
         slug="maxim",
         title="MAXIM: Multi-Axis MLP for Image Processing",
         arxiv="2201.02973",
