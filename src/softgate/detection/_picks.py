@@ -95,8 +95,10 @@ def _run(boxes: Tensor, state: State, rule: Rule, steps: int) -> State:
 
 def _with_tensors(rule: Rule, like: Tensor) -> Rule:
     """The same rule with tensors for numbers: a compiled loop cannot take in a number that is not fixed."""
-    numbers: list[Any] = [like.new_full((), n) for n in (rule.sigma, rule.iou_threshold, rule.score_threshold)]
-    return Rule(rule.method, *numbers, rule.max_output, rule.convention, rule.ranks_only)
+    sigma: Any = like.new_full((), rule.sigma)
+    overlap: Any = like.new_full((), rule.iou_threshold)
+    score: Any = like.new_full((), rule.score_threshold)
+    return Rule(rule.method, sigma, overlap, score, rule.max_output, rule.convention, rule.ranks_only)
 
 
 def _step(step: Tensor | int, boxes_GN4: Tensor, state: State, rule: Rule) -> State:
