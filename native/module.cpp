@@ -78,16 +78,12 @@ Isa isa_from(const std::string& name) {
 
 NB_MODULE(_native, m) {
     m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, "
-              "activations, and their gradients.";
+              "activations, suppression of boxes, and their gradients.";
     bind_attention(m);
     bind_vocabulary(m);
     bind_experts(m);
     bind_matmul(m);
     bind_pointwise(m);
-    m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, suppression of boxes, and their gradients.";
-    bind_attention(m);
-    bind_vocabulary(m);
-    bind_experts(m);
     bind_detection(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
