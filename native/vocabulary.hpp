@@ -24,12 +24,12 @@ struct Vocabulary {
     float temperature = 1.0f;
     bool compressed = false;  // StableMax: scores are g(z), g(z) = sign(z) log(1 + |z|); without smoothing only
     RowStats stats{};
-    const double *top = nullptr, *scale = nullptr, *constant = nullptr;  // of slopes; hinge uses scale
+    const double *top = nullptr, *scale = nullptr, *constant = nullptr, *at_target = nullptr;  // hinge: scale only
     int threads = 1;
 };
 
-// Which sweep: logits to scores and statistics; scores to (scale exp(score - top) - constant spread) d score / d z, 0 at
-// the target of softmax rows; logits to scale times the gradient of the squared hinge, and statistics.
+// Which sweep: logits to scores and statistics; scores to (scale exp(score - top) - constant spread) d score / d z, and
+// at_target at the target; logits to scale times the gradient of the squared hinge, and statistics.
 enum class Sweep : int { scan, slopes, hinge };
 
 using RowSweep = void (*)(const Vocabulary&, Sweep, Index row);

@@ -8,7 +8,8 @@ namespace nb = nanobind;
 namespace softgate {
 
 void bind_vocabulary(nb::module_& m) {
-    // numbers: (4, rows) float64, statistics of scan and hinge; coefficients: (3, rows), top, scale and constant.
+    // numbers: (4, rows) float64, statistics of scan and hinge; coefficients: (4, rows), top, scale, constant and
+    // at_target; the first two for hinge.
     m.def(
         "vocabulary",
         [](int kind, std::uintptr_t z, Index rows, Index classes, Index stride, std::uintptr_t target,
@@ -22,7 +23,8 @@ void bind_vocabulary(nb::module_& m) {
             double* n = pointer<double>(numbers);
             if (n != nullptr) v.stats = {n, n + rows, n + 2 * rows, n + 3 * rows};
             const double* c = pointer<const double>(coefficients);
-            if (c != nullptr) v.top = c, v.scale = c + rows, v.constant = c + 2 * rows;
+            if (c != nullptr) v.top = c, v.scale = c + rows;
+            if (Sweep(kind) == Sweep::slopes) v.constant = c + 2 * rows, v.at_target = c + 3 * rows;
             v.threads = threads;
             nb::gil_scoped_release release;
             sweep(v, Sweep(kind));

@@ -195,7 +195,10 @@ void hinge_row(const Vocabulary& v, Index row) {
 void sweep_row(const Vocabulary& v, Sweep kind, Index row) {
     switch (kind) {
         case Sweep::scan: return scan_row(v, row);
-        case Sweep::slopes: return slopes_row(v, row);
+        case Sweep::slopes:
+            slopes_row(v, row);
+            if (v.target[row] >= 0) v.z[row * v.stride + Index(v.target[row])] = bounded(v.at_target[row]);
+            return;
         case Sweep::hinge: return hinge_row(v, row);
     }
 }

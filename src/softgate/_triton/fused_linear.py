@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from softgate._triton import interpreting
-from softgate.losses.fused_linear.passes import Classes
-from softgate.losses.fused_linear.rows import Statistics
+from softgate.losses.fused_linear.passes import Classes, put_target
+from softgate.losses.fused_linear.rows import Slopes, Statistics
 from softgate.losses.fused_linear.settings import Settings
 
 __all__: list[str] = []
@@ -165,17 +165,16 @@ class TritonPasses:
         )  # fmt: skip
         return Statistics(*stats.double())
 
-    def slopes(
-        self, u: Tensor, top: Tensor, scale: Tensor, constant: Tensor, classes: Classes, settings: Settings
-    ) -> None:
+    def slopes(self, u: Tensor, target: Tensor, rows: Slopes, classes: Classes, settings: Settings) -> None:
         """Scores to the gradient."""
         spread, even = _spread(classes, u)
         constants = _constants(classes, settings)
-        shift = torch.where(torch.isneginf(top), 0.0, top).float()
+        shift = torch.where(torch.isneginf(rows.top), 0.0, rows.top).float()
         slopes_kernel[(u.shape[0], triton.cdiv(u.shape[1], constants["BLOCK"]))](
-            u, shift, _bounded(scale), _bounded(constant), spread, u.stride(0), u.shape[1], settings.softcap or 1.0,
-            settings.temperature, even, **constants,
+            u, shift, _bounded(rows.scale), _bounded(rows.constant), spread, u.stride(0), u.shape[1],
+            settings.softcap or 1.0, settings.temperature, even, **constants,
         )  # fmt: skip
+        put_target(u, target, rows.at_target)
 
 
 def _spread(classes: Classes, like: Tensor) -> tuple[Tensor, float]:

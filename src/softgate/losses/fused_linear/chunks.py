@@ -19,7 +19,7 @@ from softgate._math.matmul import multiply, suits
 from softgate._math.pages import in_large_pages
 from softgate.losses.fused_linear.passes import Classes, Passes, slope_of
 from softgate.losses.fused_linear.reference import row_losses, scores
-from softgate.losses.fused_linear.rows import Rows, Statistics, Weights, finish, merged
+from softgate.losses.fused_linear.rows import Rows, Slopes, Statistics, Weights, finish, merged
 from softgate.losses.fused_linear.settings import Settings
 from softgate.losses.fused_linear.shards import Shard
 
@@ -302,11 +302,11 @@ class _Chunk:
         if into is None:
             return rows
         at_target = rows.at_target * slope_of(found.target, p.settings)
+        slopes = Slopes(found.top, rows.scale, self.weights.upstream, at_target)
         for columns, place in tiles:
             u_nv = self.block.memory[: len(target), columns]
             classes = self.block.classes.of(columns)
-            p.passes.slopes(u_nv, found.top, rows.scale, self.weights.upstream, classes, p.settings)
-            _put_target(u_nv, place, at_target)
+            p.passes.slopes(u_nv, place, slopes, classes, p.settings)
             self.block.add_products(u_nv, self.x, columns, into, started)
         return rows
 
@@ -344,16 +344,6 @@ class _Chunk:
             for columns in self.block.tiles():
                 self.block.add_products(z_nV[:, columns], self.x, columns, into, started)
         return rows
-
-
-def _put_target(g_nV: Tensor, target: Tensor, values: Tensor) -> None:
-    """Gradient of the targets that are among these columns."""
-    if not g_nV.shape[1]:
-        return
-    place = target.clamp(min=0)[:, None]
-    largest = torch.finfo(g_nV.dtype).max
-    values = values.clamp(-largest, largest).to(g_nV.dtype)[:, None]
-    g_nV.scatter_(1, place, torch.where(target[:, None] >= 0, values, g_nV.gather(1, place)))
 
 
 def _dense_rows(block: Block, z_nV: Tensor, labels: Tensor, weights: Weights) -> Rows:

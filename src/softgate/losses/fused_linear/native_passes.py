@@ -7,7 +7,7 @@ from torch import Tensor
 
 from softgate import native
 from softgate.losses.fused_linear.passes import Classes, TorchPasses
-from softgate.losses.fused_linear.rows import Statistics
+from softgate.losses.fused_linear.rows import Slopes, Statistics
 from softgate.losses.fused_linear.settings import Settings
 
 __all__: list[str] = []
@@ -26,18 +26,16 @@ class NativePasses:
         _sweep(_SCAN, z, target, classes, settings, numbers=numbers)
         return Statistics(*numbers)
 
-    def slopes(
-        self, u: Tensor, top: Tensor, scale: Tensor, constant: Tensor, classes: Classes, settings: Settings
-    ) -> None:
+    def slopes(self, u: Tensor, target: Tensor, rows: Slopes, classes: Classes, settings: Settings) -> None:
         """See :class:`softgate.losses.fused_linear.passes.Passes`."""
         if _needs_torch(classes, settings):
-            return TorchPasses().slopes(u, top, scale, constant, classes, settings)
-        _sweep(_SLOPES, u, None, classes, settings, coefficients=torch.stack((top, scale, constant)))
+            return TorchPasses().slopes(u, target, rows, classes, settings)
+        _sweep(_SLOPES, u, target, classes, settings, coefficients=rows.stacked)
 
     def hinge(self, z: Tensor, target: Tensor, scale: Tensor, classes: Classes, settings: Settings) -> Statistics:
         """See :class:`softgate.losses.fused_linear.passes.Passes`."""
         numbers = torch.empty((4, z.shape[0]), dtype=torch.float64)
-        _sweep(_HINGE, z, target, classes, settings, numbers=numbers, coefficients=torch.stack((scale, scale, scale)))
+        _sweep(_HINGE, z, target, classes, settings, numbers=numbers, coefficients=torch.stack((scale, scale)))
         return Statistics(*numbers)
 
 
@@ -49,7 +47,7 @@ def _needs_torch(classes: Classes, settings: Settings) -> bool:
 def _sweep(
     kind: int,
     z: Tensor,
-    target: Tensor | None,
+    target: Tensor,
     classes: Classes,
     settings: Settings,
     numbers: Tensor | None = None,
@@ -57,7 +55,7 @@ def _sweep(
 ) -> None:
     even = isinstance(classes.spread, float)
     bias, spread = (None if not isinstance(x, Tensor) else x.contiguous() for x in (classes.bias, classes.spread))
-    target = None if target is None else target.contiguous()
+    target = target.contiguous()
     native.kernels().vocabulary(
         kind,
         z.data_ptr(),

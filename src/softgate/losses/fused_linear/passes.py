@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from softgate.losses.fused_linear.reference import scores
-from softgate.losses.fused_linear.rows import Statistics
+from softgate.losses.fused_linear.rows import Slopes, Statistics
 from softgate.losses.fused_linear.settings import Settings
 
 __all__: list[str] = []
@@ -50,10 +50,8 @@ class Passes(Protocol):
         ``target`` is (n,), -1 where the target is not among the columns; its score is replaced by ``-inf``.
         """
 
-    def slopes(
-        self, u: Tensor, top: Tensor, scale: Tensor, constant: Tensor, classes: Classes, settings: Settings
-    ) -> None:
-        """Turn scores into ``(scale exp(u - top) - constant s) du/dz``, rows as (n,) in float64."""
+    def slopes(self, u: Tensor, target: Tensor, rows: Slopes, classes: Classes, settings: Settings) -> None:
+        """Turn scores into the gradient: ``(scale exp(u - top) - constant s) du/dz``, ``at_target`` for the target."""
 
     def hinge(self, z: Tensor, target: Tensor, scale: Tensor, classes: Classes, settings: Settings) -> Statistics:
         """Turn logits into ``scale`` times the gradient of the squared hinge; the loss is in ``total``."""
@@ -83,11 +81,9 @@ class TorchPasses:
             found.top = top
         return found
 
-    def slopes(
-        self, u: Tensor, top: Tensor, scale: Tensor, constant: Tensor, classes: Classes, settings: Settings
-    ) -> None:
+    def slopes(self, u: Tensor, target: Tensor, rows: Slopes, classes: Classes, settings: Settings) -> None:
         """See :class:`Passes`."""
-        shift, scale, constant = (_column(x, u) for x in (_finite(top), scale, constant))
+        shift, scale, constant = (_column(x, u) for x in (_finite(rows.top), rows.scale, rows.constant))
         for columns in _tiles(u):
             tile = u[:, columns]
             slope = slope_of(tile, settings)
@@ -97,6 +93,7 @@ class TorchPasses:
             elif classes.spread is not None:
                 tile.addcmul_(constant, classes.spread[columns], value=-1.0)
             tile.mul_(slope)
+        put_target(u, target, rows.at_target)
 
     def hinge(self, z: Tensor, target: Tensor, scale: Tensor, classes: Classes, settings: Settings) -> Statistics:
         """See :class:`Passes`."""
@@ -116,6 +113,16 @@ class TorchPasses:
             u.mul_(factor).mul_(slope)
             u.scatter_(1, place[:, None], u.gather(1, place[:, None]) * sign)
         return found
+
+
+def put_target(g_nV: Tensor, target: Tensor, values: Tensor) -> None:
+    """Gradient of the targets that are among these columns."""
+    if not g_nV.shape[1]:
+        return
+    place = target.clamp(min=0)[:, None]
+    largest = torch.finfo(g_nV.dtype).max
+    values = values.clamp(-largest, largest).to(g_nV.dtype)[:, None]
+    g_nV.scatter_(1, place, torch.where(target[:, None] >= 0, values, g_nV.gather(1, place)))
 
 
 def slope_of(u: Tensor, settings: Settings) -> Tensor | float:

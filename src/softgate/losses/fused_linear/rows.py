@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,16 +43,16 @@ class Statistics:
 
 def merged(parts: Iterable[Statistics], *, hinge: bool = False) -> Statistics:
     """Statistics over all classes from those of parts of them; ``hinge`` where ``total`` is a plain sum."""
-    found, *others = parts
-    for part in others:
-        top = torch.maximum(found.top, part.top)
-        first, second = (x.total if hinge else x.total * _lowered(x.top, top) for x in (found, part))
-        found = Statistics(top, first + second, found.spread + part.spread, found.target + part.target)
-    return found
-
-
-def _lowered(before: Tensor, top: Tensor) -> Tensor:
-    return torch.where(torch.isneginf(before), 0.0, torch.exp(before - top))
+    found = list(parts)
+    if len(found) == 1:
+        return found[0]
+    tops, totals, spreads, targets = (
+        torch.stack([getattr(part, name) for part in found]) for name in ("top", "total", "spread", "target")
+    )
+    top = tops.amax(0)
+    if not hinge:
+        totals = totals * torch.where(torch.isneginf(tops), 0.0, torch.exp(tops - top))
+    return Statistics(top, totals.sum(0), spreads.sum(0), targets.sum(0))
 
 
 @dataclass
@@ -70,6 +71,27 @@ class Rows:
     hit: Tensor
     scale: Tensor
     at_target: Tensor
+
+
+@dataclass
+class Slopes:
+    """What the gradient of n rows is made of; float64, (n,).
+
+    Attributes:
+        top: what exponentials are taken relative to.
+        scale, constant: A and C.
+        at_target: gradient with respect to the target's logit.
+    """
+
+    top: Tensor
+    scale: Tensor
+    constant: Tensor
+    at_target: Tensor
+
+    @cached_property
+    def stacked(self) -> Tensor:
+        """All of them, (4, n)."""
+        return torch.stack((self.top, self.scale, self.constant, self.at_target))
 
 
 @dataclass(frozen=True)
