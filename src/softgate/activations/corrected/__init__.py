@@ -96,8 +96,8 @@ def crrelu(x: Tensor, eps: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> crrelu(torch.tensor([-1.0, 0.0, 1.0, 30.0]), torch.tensor(0.01))
-        tensor([-0.0061,  0.0000,  1.0061, 30.0000])
+        >>> crrelu(torch.tensor([-1.0, 0.0, 1.0, 3.0]), torch.tensor(0.01))
+        tensor([-0.0061,  0.0000,  1.0061,  3.0003])
 
     Paper: A Method on Searching Better Activation Functions, arXiv 2405.12954, CRReLU.
     """
