@@ -173,9 +173,9 @@ def batched_soft_nms(
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 9.0]])
-        >>> keep, scores = batched_soft_nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 1]))
+        >>> keep, scores = batched_soft_nms(boxes, torch.tensor([0.9, 0.8, 0.6]), torch.tensor([0, 1, 1]))
         >>> keep, scores
-        (tensor([0, 1, 2]), tensor([0.9000, 0.8000, 0.1442]))
+        (tensor([0, 1, 2]), tensor([0.9000, 0.8000, 0.1236]))
 
     Paper: Soft-NMS, arXiv 1704.04503, section 3.
     """
