@@ -18,9 +18,9 @@ bool has_matmul() {
 
 void matmul([[maybe_unused]] const Product& p) {
 #if defined(SOFTGATE_HAVE_AVX2)
-    if (p.k == 0 && !p.add) {
+    if (p.k == 0) {
         const Index size = size_of(p.c_type);
-        for (Index i = 0; i < p.m; ++i) std::memset(static_cast<char*>(p.c) + i * p.c_row * size, 0, p.n * size);
+        for (Index i = 0; i < p.m && !p.add; ++i) std::memset(static_cast<char*>(p.c) + i * p.c_row * size, 0, p.n * size);
         return;
     }
     constexpr Index step = 16;  // columns of whole vectors

@@ -96,6 +96,8 @@ def test_nothing_to_sum_or_to_write(terms: int) -> None:
     out = torch.full((9, 12), 7.0, dtype=torch.bfloat16)
     multiply(torch.ones(9, terms, dtype=out.dtype), torch.ones(terms, 12, dtype=out.dtype), out)
     assert (out == terms).all()
+    multiply(torch.ones(9, terms, dtype=out.dtype), torch.ones(terms, 12, dtype=out.dtype), out, add=True)
+    assert (out == 2 * terms).all()
     multiply(torch.ones(0, terms), torch.ones(terms, 12), torch.empty(0, 12))
 
 
