@@ -1,8 +1,10 @@
 // A product of matrices in blocks that fit the caches, on the lanes that were included before. A block of A stays in the
-// second-level cache, a panel of B in the first; both are copied into the order in which the registers want them.
+// second-level cache, a panel of B in the first; both are copied into the order in which the registers want them, but for
+// rows of float32 in A, which are read where they are.
 #pragma once
 
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 namespace softgate {
@@ -43,20 +45,20 @@ inline void pack_lines(const View<T>& v, Index have, Index inner, float* out) {
     }
 }
 
+// Entry j of a group is stored before entry j + 1: a vector that is longer than Lines runs into the place of the next,
+// which overwrites it; only the last entry of a group (``last``) may not.
 template <Index Lines, class T>
-inline void pack_columns(const View<T>& v, Index have, Index inner, float* out) {
+inline void pack_columns(const View<T>& v, Index have, Index inner, bool last, float* out) {
+    constexpr Index rest = Lines % kWidth;
     for (Index j = 0; j < inner; ++j, out += Lines)
         for (Index i = 0; i < Lines; i += kWidth) {
             const T* from = v.x + j * v.along + i;
-            const Index wanted = at_most(Lines - i, kWidth), there = at_most(have - i, wanted);
+            const Index there = at_most(have - i, kWidth);
             const Vec x = there == kWidth ? load(from) : there > 0 ? load_n(from, there, 0.0f) : set(0.0f);
-            if (wanted == kWidth) {
+            if (rest == 0 || i + kWidth <= Lines || !last || j + 1 < inner)
                 store(out + i, x);
-                continue;
-            }
-            float lanes[kWidth];  // a masked store is slow on some processors
-            store(lanes, x);
-            for (Index r = 0; r < wanted; ++r) out[i + r] = lanes[r];
+            else
+                store_n(out + i, x, rest);
         }
 }
 
@@ -68,12 +70,12 @@ inline void pack(const View<T>& v, Index count, Index inner, float* out) {
     for (Index j = 0; j < inner; j += step) {
         const Index part = inner - j < step ? inner - j : step;
         for (Index i = 0; i < count; i += Lines) {
-            const Index have = count - i < Lines ? count - i : Lines;
+            const Index have = count - i;
             float* to = out + i * inner + j * Lines;
             if (v.along == 1)
-                pack_lines<Lines>(v.from(i, j), have, part, to);
+                pack_lines<Lines>(v.from(i, j), at_most(have, Lines), part, to);
             else
-                pack_columns<Lines>(v.from(i, j), have, part, to);
+                pack_columns<Lines>(v.from(i, j), have, part, j + part == inner, to);
         }
     }
 }
@@ -99,11 +101,24 @@ struct Ahead {
     }
 };
 
+// Rows of A as the registers read them: copied into groups of kGemmRows, or where they are.
+struct Left {
+    const float* x;
+    Index row;  // 0: copied
+    Left from(Index i, Index inner) const { return {x + i * (row == 0 ? inner : row), row}; }
+};
+
 template <bool Add>
-inline void tile(Index rows, Index columns, Index inner, const float* a, const float* b, float* c, Index c_row) {
-    if (columns == kPanel) return strip_of<true, Add>(rows, inner, a, kGemmRows, b, c, c_row);
+inline void strip_of(Index rows, Index inner, const Left& a, const float* b, float* c, Index c_row) {
+    if (a.row == 0) return strip_of<true, Add>(rows, inner, a.x, kGemmRows, b, c, c_row);
+    strip_of<false, Add>(rows, inner, a.x, a.row, b, c, c_row);
+}
+
+template <bool Add>
+inline void tile(Index rows, Index columns, Index inner, const Left& a, const float* b, float* c, Index c_row) {
+    if (columns == kPanel) return strip_of<Add>(rows, inner, a, b, c, c_row);
     float whole[kGemmRows * kPanel];
-    strip_of<true, false>(rows, inner, a, kGemmRows, b, whole, kPanel);
+    strip_of<false>(rows, inner, a, b, whole, kPanel);
     for (Index i = 0; i < rows; ++i)
         for (Index j = 0; j < columns; ++j)
             c[i * c_row + j] = Add ? c[i * c_row + j] + whole[i * kPanel + j] : whole[i * kPanel + j];
@@ -111,12 +126,12 @@ inline void tile(Index rows, Index columns, Index inner, const float* a, const f
 
 // The rows of a block of A with one panel of B.
 template <bool Add>
-inline void panel(Index rows, Index columns, Index inner, const float* a, const float* b, float* c, Index c_row,
+inline void panel(Index rows, Index columns, Index inner, const Left& a, const float* b, float* c, Index c_row,
                   Ahead& ahead) {
     for (Index i = 0; i < rows; i += kGemmRows) {
         for (Index r = i + kGemmRows; r < rows && r < i + 2 * kGemmRows; ++r) prefetch(c + r * c_row);
         ahead.fetch();
-        tile<Add>(at_most(rows - i, kGemmRows), columns, inner, a + i * inner, b, c + i * c_row, c_row);
+        tile<Add>(at_most(rows - i, kGemmRows), columns, inner, a.from(i, inner), b, c + i * c_row, c_row);
     }
 }
 
@@ -145,12 +160,17 @@ void multiply_block(const Product& p, const Part& part, const Target& to, Index 
     const bool lines = right.along == 1;
     const auto run = to.add || k > 0 ? panel<true> : panel<false>;
     if (!lines) pack<kPanel>(right.from(part.first_column, k), columns, inner, b);
+    const bool in_place = std::is_same_v<A, float> && left.along == 1;
     for (Index i = part.first_row; i < part.last_row; i += kBlockRows) {
         const Index rows = at_most(part.last_row - i, kBlockRows), strips = (rows + kGemmRows - 1) / kGemmRows;
+        const Index steps = strips * ((columns + kPanel - 1) / kPanel);
         const bool first = i == part.first_row;
-        pack<kGemmRows>(left.from(i, k), rows, inner, a);
+        Left l{a, 0};
+        if (in_place) l = {reinterpret_cast<const float*>(left.from(i, k).x), left.across};
+        else pack<kGemmRows>(left.from(i, k), rows, inner, a);
         const Index after = first ? at_most(p.k - k - inner, inner) : 0;
-        Ahead ahead(right.from(part.first_column, k + inner), columns, after, strips * ((columns + kPanel - 1) / kPanel));
+        Ahead ahead(right.from(part.first_column, k + inner), columns, after, steps);
+        if (in_place) ahead = Ahead(left.from(i + kBlockRows, k), at_most(part.last_row - i - rows, kBlockRows), inner, steps);
         for (Index j = 0; j < columns; j += kPanel) {
             const Index width = at_most(columns - j, kPanel);
             if (lines && first) {
@@ -159,7 +179,7 @@ void multiply_block(const Product& p, const Part& part, const Target& to, Index 
                 ahead = Ahead(right.from(part.first_column + (last ? 0 : j + kPanel), last ? k + inner : k),
                               at_most(last ? columns : columns - j - kPanel, kPanel), last ? after : inner, strips);
             }
-            run(rows, width, inner, a, b + j * inner, to.c + (i - part.first_row) * to.row + j, to.row, ahead);
+            run(rows, width, inner, l, b + j * inner, to.c + (i - part.first_row) * to.row + j, to.row, ahead);
         }
     }
 }

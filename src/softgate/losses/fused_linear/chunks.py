@@ -33,7 +33,7 @@ _SMALL, _SMALL_ROWS = 1 << 22, 128
 #: On a GPU every chunk starts some fifty kernels, and the sum of the weight's gradient is read and written once.
 _GPU_BYTES, _GPU_ROWS = 1 << 30, 1024
 #: Logits of a chunk that are swept over and multiplied before the next ones: they stay in the last cache.
-_TILE, _ALIGNED = 1 << 20, 64
+_TILE, _ALIGNED = 1 << 21, 64
 #: Classes whose weights are widened at a time, or whose gradient may be skipped.
 _PIECE = 4096
 #: From this size on an allocation is a mapping of its own.
