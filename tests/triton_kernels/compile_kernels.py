@@ -15,7 +15,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from softgate._triton import backward, forward, fused_linear, linear, maps, pointwise
+from softgate._triton import backward, forward, fused_linear, linear, maps, pointwise, suppression
 
 FLOAT32 = (
     "bias",
@@ -38,8 +38,12 @@ FLOAT32 = (
     "constant",
     "scale",
     "eps",
+    "boxes",
+    "scores",
+    "final",
 )
-FLOATS = ("scale", "gamma", "zeta", "power", "softcap", "temperature", "even")
+INT64 = ("target", "order", "offsets", "keep", "picks")
+FLOATS = ("scale", "gamma", "zeta", "power", "softcap", "temperature", "even", "sigma", "limit", "threshold")
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
 ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
 SWEEP = {"SPREAD": 2, "CAPPED": True, "COMPRESSED": True, "BLOCK": 4096}
@@ -54,7 +58,7 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, s
         elif name.endswith("_ptr"):
             stem = name.removesuffix("_ptr")
             kinds[name] = "*" + (
-                "u8" if stem == "mask" else "i64" if stem == "target" else "fp32" if stem in FLOAT32 else dtype
+                "u8" if stem == "mask" else "i64" if stem in INT64 else "fp32" if stem in FLOAT32 else dtype
             )
         elif name in FLOATS:
             kinds[name] = "fp32"
@@ -86,6 +90,9 @@ def main() -> None:
     build(fused_linear.slopes_kernel, SWEEP, "fp32")
     build(pointwise.crrelu_kernel, {"BLOCK": 2048}, "bf16")
     build(pointwise.crrelu_backward_kernel, {"X": True, "EPS": True, "BLOCK": 2048}, "bf16")
+    picks = {"INCLUSIVE": True, "KEEP_EQUAL": False, "BLOCK": 1024}
+    for flat, decay in ((True, 2), (False, 1)):
+        build(suppression.soft_nms_kernel, {**picks, "FLAT": flat, "DECAY": decay, "FIRST": 2}, "fp32")
 
 
 if __name__ == "__main__":

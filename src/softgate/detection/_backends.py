@@ -9,7 +9,7 @@ from softgate.dispatch import call, transform_reason
 from softgate.errors import StateError, check_choice
 from softgate.registry import record_of
 
-BACKENDS = ("auto", "native", "reference")
+BACKENDS = ("auto", "native", "triton", "reference")
 
 
 def run(function: Callable[..., Any], backend: str, *args: Any, **options: Any) -> Any:
@@ -25,8 +25,8 @@ def run(function: Callable[..., Any], backend: str, *args: Any, **options: Any) 
         return call(record, *args, **options)
     if backend == "reference":
         return record.reference(*args, **options)
-    (kernel,) = record.kernels
-    reason = transform_reason(*args) or kernel.refuses(*args, **options)
+    kernel = next(kernel for kernel in record.kernels if kernel.name == backend)
+    reason = transform_reason(*args) or kernel.refuses(*args, backend=backend, **options)
     if reason is not None:
-        raise StateError(f"backend 'native' cannot run this call: {reason}")
+        raise StateError(f"backend {backend!r} cannot run this call: {reason}")
     return kernel.run(*args, **options)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from softgate import native
+from softgate.detection import _ragged
 from softgate.detection._picks import Picks
-from softgate.detection._rules import METHODS, Rule
+from softgate.detection._rules import FIRST, METHODS, Rule
 
-_FIRST = ("dropped", "kept", "untested")
 #: Places within a group travel as floats.
 _LARGEST_GROUP = 2**24
 
@@ -26,12 +26,15 @@ def refuses(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> str | 
         return "float64 scores stay float64, and this kernel computes in float32"
     if boxes.shape[-2] >= _LARGEST_GROUP:
         return f"more than {_LARGEST_GROUP:,} boxes in one group"
-    method = options.get("method", "gaussian")
-    if callable(method):
+    if callable(options.get("method")):
         return "a decay that is a function of tensors"
-    if method == "hard" and options.get("iou_threshold") == 0 and str(options.get("convention")).startswith("mmcv"):
+    if options.get("method") == "hard" and options.get("iou_threshold") == 0 and _is_inclusive(options):
         return "every box reaches a threshold of 0 that counts as reached, also boxes far from the pick"
     return None
+
+
+def _is_inclusive(options: dict[str, Any]) -> bool:
+    return str(options.get("convention")).startswith("mmcv")
 
 
 def pick(boxes_BN4: Tensor, scores_GN: Tensor, valid_GN: Tensor | None, rule: Rule) -> Picks:
@@ -59,10 +62,7 @@ def pick_flat(
         boxes_N4.detach(), scores_N.detach(), rule, keep, final, count, groups=groups, size=size, shared=1,
         order=order.data_ptr(), offsets=offsets.data_ptr(),
     )  # fmt: skip
-    # written from the start of each group on
-    places = torch.arange(size) - offsets[:-1].repeat_interleave(sizes_G)
-    written = places < count.repeat_interleave(sizes_G)
-    return keep[written], final[written], count
+    return _ragged.written(keep, final, count, offsets)
 
 
 def _launch(
@@ -73,7 +73,7 @@ def _launch(
     convention = rule.convention
     native.kernels().soft_nms(
         boxes=boxes.data_ptr(), scores=scores.data_ptr(), order=order, offsets=offsets, groups=groups, size=size,
-        shared=shared, decay=METHODS.index(str(rule.method)), first=_FIRST.index(convention.first), sigma=rule.sigma,
+        shared=shared, decay=METHODS.index(str(rule.method)), first=FIRST.index(convention.first), sigma=rule.sigma,
         overlap=rule.iou_threshold, threshold=rule.score_threshold, offset=convention.offset,
         inclusive=convention.inclusive, keep_equal=convention.keep_equal, most=rule.steps(size), keep=keep.data_ptr(),
         final=final.data_ptr(), count=count.data_ptr(), threads=torch.get_num_threads(),

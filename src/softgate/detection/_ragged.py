@@ -56,6 +56,21 @@ def pick_flat(
     return rows_GN.gather(1, keep.clamp(min=0))[picked], scores[picked], count
 
 
+def written(keep_N: Tensor, scores_N: Tensor, count_G: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`pick_flat` returns, from picks that a kernel wrote from the start of each group on.
+
+    Args:
+        keep_N: picked boxes.
+        scores_N: their final scores.
+        count_G: picks of each group.
+        offsets: (G + 1,), where the groups begin, and the end.
+    """
+    sizes = offsets.diff()
+    places = torch.arange(len(keep_N), device=keep_N.device) - offsets[:-1].repeat_interleave(sizes)
+    found = places < count_G.repeat_interleave(sizes)
+    return keep_N[found], scores_N[found], count_G
+
+
 def final_scores_flat(boxes_K4: Tensor, scores_K: Tensor, count_G: Tensor, rule: Rule) -> Tensor:
     """Differentiable final scores (K,) of picks in order, group after group.
 

@@ -14,6 +14,7 @@ from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, bad
 Decay = Callable[[Tensor], Tensor]
 Method = Literal["hard", "linear", "gaussian"]
 METHODS = ("hard", "linear", "gaussian")
+FIRST = ("dropped", "kept", "untested")
 FORMATS = ("xyxy", "xywh", "cxcywh")
 NAN = ("raise", "drop")
 

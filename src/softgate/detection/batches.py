@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from softgate.detection import _backends, _native_picks, _ragged
+from softgate.detection import _backends, _native_picks, _ragged, _triton_picks
 from softgate.detection._inputs import check_boxes, check_ids, check_rows, check_values, wide
 from softgate.detection._ordered import order_of, wants_derivative
 from softgate.detection._rules import Decay, Method, make_rule
@@ -81,6 +81,12 @@ def _native(
     return _run(boxes, scores, class_ids, image_ids, _native_picks.pick_flat, **options)
 
 
+def _triton(
+    boxes: Tensor, scores: Tensor, class_ids: Tensor, image_ids: Tensor | None = None, **options: Any
+) -> SoftNMSResult:
+    return _run(boxes, scores, class_ids, image_ids, _triton_picks.pick_flat, **options)
+
+
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     for count, images, options in (
         (8, None, {}),
@@ -114,7 +120,7 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="soft-nms",
     source="fig. 2 (the loop) for every class of every image; the cut to the best boxes of the authors' test loop",
     reference=_reference,
-    kernels=(Kernel("native", _native, _native_picks.refuses),),
+    kernels=(Kernel("native", _native, _native_picks.refuses), Kernel("triton", _triton, _triton_picks.refuses)),
     samples=_samples,
     bad_inputs=_bad_inputs,
     integers=("boxes",),
@@ -161,7 +167,7 @@ def batched_soft_nms(
         box_format: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``.
         nan: ``"raise"``, or ``"drop"`` for boxes with NaN in them or their score.
         validate: read the values and refuse bad ones.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         ``keep``, indices sorted by image and then by final score, and ``scores``, the final scores.
@@ -169,7 +175,7 @@ def batched_soft_nms(
     Raises:
         ArgumentTypeError: an argument has the wrong type or dtype.
         ArgumentValueError: a shape, value or option is not allowed.
-        StateError: ``backend="native"`` cannot run this call.
+        StateError: the kernel that ``backend`` names cannot run this call.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 9.0]])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from softgate._checks import check_same_device
-from softgate.detection import _backends, _native_picks
+from softgate.detection import _backends, _native_picks, _triton_picks
 from softgate.detection._inputs import check_boxes, check_values, wide
 from softgate.detection._ordered import Picker, suppress
 from softgate.detection._picks import pick
@@ -61,6 +61,12 @@ def _native(
     return _run(boxes, scores, valid, _native_picks.pick, box_format, **options)
 
 
+def _triton(
+    boxes: Tensor, scores: Tensor, valid: Tensor | None = None, *, box_format: str = "xyxy", **options: Any
+) -> PaddedSoftNMSResult:
+    return _run(boxes, scores, valid, _triton_picks.pick, box_format, **options)
+
+
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
     def draw(*shape: int, size: int) -> tuple[Tensor, Tensor]:
         boxes, scores = scattered(size, generator)
@@ -100,7 +106,7 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="soft-nms",
     source="fig. 2 (the loop) and section 3, linear and Gaussian decay, in lockstep over groups",
     reference=_reference,
-    kernels=(Kernel("native", _native, _native_picks.refuses),),
+    kernels=(Kernel("native", _native, _native_picks.refuses), Kernel("triton", _triton, _triton_picks.refuses)),
     variants={"default": {}, "linear": {"method": "linear", "convention": "mmcv", "box_format": "xywh"}},
     samples=_samples,
     bad_inputs=_bad_inputs,
@@ -140,7 +146,7 @@ def soft_nms_padded(
         box_format: ``"xyxy"``, ``"xywh"`` or ``"cxcywh"``.
         nan: ``"raise"``, or ``"drop"`` for boxes with NaN in them or their score.
         validate: read the values and refuse bad ones; not done while a transform or compiler runs.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        backend: ``"auto"``, ``"native"``, ``"triton"`` or ``"reference"``.
 
     Returns:
         ``keep`` (…, K), ``scores`` (…, K) and ``counts`` (…).
@@ -148,7 +154,7 @@ def soft_nms_padded(
     Raises:
         ArgumentTypeError: an argument has the wrong type or dtype.
         ArgumentValueError: a shape, value or option is not allowed.
-        StateError: ``backend="native"`` cannot run this call.
+        StateError: the kernel that ``backend`` names cannot run this call.
 
     Example:
         >>> boxes = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [20.0, 0.0, 30.0, 10.0]]])

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from softgate.detection import _backends, _native_picks
+from softgate.detection import _backends, _native_picks, _triton_picks
 from softgate.detection._inputs import check_boxes, check_rows, check_values, wide
 from softgate.detection._ordered import Picker, suppress
 from softgate.detection._picks import pick
@@ -47,6 +47,10 @@ def _reference(boxes: Tensor, scores: Tensor, *, box_format: str = "xyxy", **opt
 
 def _native(boxes: Tensor, scores: Tensor, *, box_format: str = "xyxy", **options: Any) -> SoftNMSResult:
     return _run(boxes, scores, _native_picks.pick, box_format, **options)
+
+
+def _triton(boxes: Tensor, scores: Tensor, *, box_format: str = "xyxy", **options: Any) -> SoftNMSResult:
+    return _run(boxes, scores, _triton_picks.pick, box_format, **options)
 
 
 def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -95,7 +99,7 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="soft-nms",
     source="fig. 2 (the loop) and section 3, linear and Gaussian decay",
     reference=_reference,
-    kernels=(Kernel("native", _native, _native_picks.refuses),),
+    kernels=(Kernel("native", _native, _native_picks.refuses), Kernel("triton", _triton, _triton_picks.refuses)),
     variants={"default": {}, "official": {"method": "linear", "convention": "official"}},
     samples=_samples,
     bad_inputs=_bad_inputs,
@@ -153,7 +157,8 @@ def soft_nms(
         box_format: ``"xyxy"`` (two corners), ``"xywh"`` (first corner and size) or ``"cxcywh"`` (centre and size).
         nan: ``"raise"``, or ``"drop"`` for boxes with NaN in them or their score.
         validate: read the values and refuse bad ones. False: boxes with NaN are dropped, negative sides count as 0.
-        backend: ``"auto"``, ``"native"`` (C++, float32 on a CPU) or ``"reference"`` (plain torch).
+        backend: ``"auto"``, ``"native"`` (C++, float32 on a CPU), ``"triton"`` (float32 on a GPU, groups of up to 8,192
+            boxes) or ``"reference"`` (plain torch).
 
     Returns:
         ``keep``, indices in the order of the picks, and ``scores``, not increasing, in the dtype of ``scores`` (16-bit
@@ -162,7 +167,7 @@ def soft_nms(
     Raises:
         ArgumentTypeError: an argument has the wrong type or dtype.
         ArgumentValueError: a shape, value or option is not allowed; the message names the first bad box.
-        StateError: ``backend="native"`` cannot run this call.
+        StateError: the kernel that ``backend`` names cannot run this call.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [20.0, 0.0, 30.0, 10.0]])
