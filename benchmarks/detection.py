@@ -1,10 +1,12 @@
 """Soft-NMS and hard NMS beside loops in numpy and torch, and torchvision's operator where it loads.
 
     python benchmarks/detection.py [--boxes 100 300 1000 4000] [--batch 32,80,100] [--seconds S] [--out DIR]
+    python benchmarks/detection.py --device cuda [--groups 80,100 80,1000] [--seconds S] [--out DIR]
 
 Crowds of twenty boxes around each object. One thread for single images; the batch (images, classes, boxes) also with
 two. ``numpy loop`` and ``torch loop`` are the definition with vectorised overlaps, as published Python codes write it.
-Figures go to DIR/benchmark-detection.json.
+Figures go to DIR/benchmark-detection.json, those of a GPU, where torchvision's hard NMS of all classes is the peer and
+``lockstep`` is the loop over picks in torch operations, to DIR/benchmark-detection-cuda.json.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from _timing import CONSOLE, table, write_record
-from softgate.detection import nms, soft_nms, soft_nms_padded
+from softgate.detection import batched_soft_nms, nms, soft_nms, soft_nms_padded
 from softgate.lab.timing import interleaved, load_per_core
 
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
@@ -139,14 +141,46 @@ def measure_batch(images: int, classes: int, count: int, seconds: float) -> dict
     }  # fmt: skip
 
 
+def measure_groups(classes: int, count: int, seconds: float, device: str) -> dict[str, Any]:
+    """Classes of one image, on a GPU."""
+    drawn = [crowd(count, seed) for seed in range(classes)]
+    boxes, scores = (torch.stack(part).to(device) for part in zip(*drawn, strict=True))
+    flat, ids = boxes.flatten(0, 1), torch.arange(classes, device=device).repeat_interleave(count)
+    ranks = scores.flatten()
+    runs: dict[str, Callable[[], object]] = {
+        "padded": lambda: soft_nms_padded(boxes, scores, validate=False),
+        "batched": lambda: batched_soft_nms(flat, ranks, ids, validate=False),
+        "lockstep": lambda: soft_nms_padded(boxes, scores, validate=False, backend="reference"),
+    }
+    if torchvision_nms() is not None:
+        theirs = importlib.import_module("torchvision").ops.batched_nms
+        runs["torchvision hard"] = lambda: theirs(flat, ranks, ids, HARD)
+    found, exact = soft_nms_padded(boxes, scores), soft_nms_padded(boxes, scores, backend="reference")
+    assert torch.equal(found.keep, exact.keep)
+    times = interleaved(runs, turns=5, seconds=seconds, most=100, device=device)
+    return {"classes": classes, "boxes": count, "ms": {name: 1e3 * timing.median for name, timing in times.items()}}
+
+
+def measure_gpu(options: argparse.Namespace) -> None:
+    sizes = [tuple(int(part) for part in group.split(",")) for group in options.groups]
+    groups = [measure_groups(*size, options.seconds, options.device) for size in sizes]
+    table("all classes of an image, ms (median)", ["classes", "boxes", *groups[0]["ms"]],
+          [[f["classes"], f["boxes"], *f["ms"].values()] for f in groups])  # fmt: skip
+    write_record(options.out / "benchmark-detection-cuda.json", {"groups": groups})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--boxes", type=int, nargs="+", default=[100, 300, 1000, 4000])
     parser.add_argument("--batch", default="32,80,100")
+    parser.add_argument("--groups", nargs="+", default=["80,100", "80,1000"], metavar="C,N", help="on a GPU")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=3.0, help="per row of the tables")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.device == "cuda":
+        return measure_gpu(options)
     single = [measure(count, options.seconds) for count in options.boxes]
     images, classes, count = (int(part) for part in options.batch.split(","))
     batch = [measure_batch(images, classes, count, options.seconds)]

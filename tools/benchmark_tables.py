@@ -119,6 +119,11 @@ def _detection(record: Record) -> Iterator[Comparison]:
     for r in _figures(record, "batch"):
         name = f"Gaussian Soft-NMS, {_size(r, 'images', 'classes', 'boxes')}"
         yield Comparison(name, r["ms"]["one thread"], "numpy loop", r["ms"]["numpy loop"])
+    for r in _figures(record, "groups"):
+        for peer in ("torchvision hard", "lockstep"):
+            if peer in r["ms"]:
+                name = f"Gaussian Soft-NMS, {_size(r, 'classes', 'boxes')}"
+                yield Comparison(name, r["ms"]["padded"], peer, r["ms"][peer])
 
 
 def _heads(record: Record) -> Iterator[Comparison]:
