@@ -191,8 +191,8 @@ def test_examples_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("SOFTGATE_TEST_EXAMPLES", "20000")
     assert default_examples() == (20_000, 20_000)
     monkeypatch.delenv("SOFTGATE_TEST_EXAMPLES")
-    assert default_examples() == (200, 50)
-    assert default_examples(quick=True) == (50, 50)
+    assert default_examples() == (100, 25)
+    assert default_examples(quick=True) == (25, 25)
 
 
 def test_without_hypothesis_one_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ Signature families:
 - ``custom``: everything comes from ``samples``; gradients are taken of the positional tensors that require grad, or
   else of all floating-point ones. Where the reference is not differentiable, no transform is checked.
 
-``SOFTGATE_TEST_EXAMPLES`` sets the draws per law (if unset 200 for the first variant of an op and 50 for the others; a
+``SOFTGATE_TEST_EXAMPLES`` sets the draws per law (if unset 100 for the first variant of an op and 25 for the others; a
 nightly run uses 20000). Draws are the same in every run. Laws need the package ``hypothesis`` (extra ``dev``); nothing
 else needs more than torch and numpy.
 '''

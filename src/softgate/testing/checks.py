@@ -29,9 +29,9 @@ def generate_checks(
 
     Args:
         op: a recorded function, its record or its name.
-        quick: leave out the slow checks and try 50 examples per law.
+        quick: leave out the slow checks and try 25 examples per law.
         only: names of checks or groups to keep; ``*`` stands for anything (``"reference"``, ``"law[*"``, ``"*gqa*"``).
-        examples: examples per law; if None ``SOFTGATE_TEST_EXAMPLES``, or 200 for the first variant and 50 for others.
+        examples: examples per law; if None ``SOFTGATE_TEST_EXAMPLES``, or 100 for the first variant and 25 for others.
 
     Returns:
         The checks. ``check.run()`` raises if the op fails it.
@@ -95,9 +95,9 @@ def check_op(
 
     Args:
         op: a recorded function (``@softgate.registry.method``), its record, or a name such as ``"losses.z_loss"``.
-        quick: leave out the slow checks and try 50 examples per law.
+        quick: leave out the slow checks and try 25 examples per law.
         only: names of checks or groups to run, with ``*`` as a wildcard.
-        examples: examples per law; if None ``SOFTGATE_TEST_EXAMPLES``, or 200 for the first variant and 50 for others.
+        examples: examples per law; if None ``SOFTGATE_TEST_EXAMPLES``, or 100 for the first variant and 25 for others.
 
     Returns:
         The report, if every check passed.

@@ -23,12 +23,12 @@ from softgate.testing.subject import Subject, copied
 __all__ = ["DRAWS", "AttentionDraw", "LossDraw", "RowDraw", "default_examples", "try_on_examples"]
 
 EXAMPLES_VARIABLE = "SOFTGATE_TEST_EXAMPLES"
-QUICK_EXAMPLES = 50
+EXAMPLES, QUICK_EXAMPLES = 100, 25
 _F32 = torch.finfo(torch.float32)
 
 
 def default_examples(*, quick: bool = False) -> tuple[int, int]:
-    """Examples per law for the first and for every further variant: ``SOFTGATE_TEST_EXAMPLES``, or 200 and 50.
+    """Examples per law for the first and for every further variant: ``SOFTGATE_TEST_EXAMPLES``, or 100 and 25.
 
     The variants of an op share most of their code; a law that breaks is nearly always broken for the first one too.
     """
@@ -36,7 +36,7 @@ def default_examples(*, quick: bool = False) -> tuple[int, int]:
     if quick:
         return QUICK_EXAMPLES, QUICK_EXAMPLES
     if not text:
-        return 200, QUICK_EXAMPLES
+        return EXAMPLES, QUICK_EXAMPLES
     if not text.isdecimal() or int(text) < 1:
         bad_value(EXAMPLES_VARIABLE, text, "a positive whole number")
     return int(text), int(text)
