@@ -15,7 +15,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from softgate._triton import backward, forward, fused_linear, linear, maps, pointwise, suppression
+from softgate._triton import (
+    backward,
+    forward,
+    fused_linear,
+    linear,
+    maps,
+    pointwise,
+    row_slopes,
+    row_sums,
+    suppression,
+)
 
 FLOAT32 = (
     "bias",
@@ -41,9 +51,14 @@ FLOAT32 = (
     "boxes",
     "scores",
     "final",
+    "kept",
+    "weight",
 )
 INT64 = ("target", "order", "offsets", "keep", "picks")
-FLOATS = ("scale", "gamma", "zeta", "power", "softcap", "temperature", "even", "sigma", "limit", "threshold")
+FLOATS = (
+    *("scale", "gamma", "zeta", "power", "softcap", "temperature", "even"),
+    *("first", "second", "third", "sigma", "limit", "threshold"),
+)
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
 ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
 SWEEP = {"SPREAD": 2, "CAPPED": True, "COMPRESSED": True, "BLOCK": 4096}
@@ -88,6 +103,10 @@ def main() -> None:
     for hinge in (False, True):
         build(fused_linear.scan_kernel, {**SWEEP, "BIAS": True, "HINGE": hinge}, "fp32")
     build(fused_linear.slopes_kernel, SWEEP, "fp32")
+    for kind in row_sums.KEPT:
+        constants = {"KIND": kind, "MODE": 1, "ROWS": 2, "BLOCK": 1024}
+        build(row_sums.rows_kernel, {**constants, "WEIGHTED": True}, "bf16")
+        build(row_slopes.slopes_kernel, {**constants, "REDUCTION": 3}, "bf16")
     build(pointwise.crrelu_kernel, {"BLOCK": 2048}, "bf16")
     build(pointwise.crrelu_backward_kernel, {"X": True, "EPS": True, "BLOCK": 2048}, "bf16")
     picks = {"INCLUSIVE": True, "KEEP_EQUAL": False, "BLOCK": 1024}

@@ -16,25 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from softgate._triton import interpreting
+from softgate._triton.scalars import expm1_of, log1p_of
 from softgate.losses.fused_linear.passes import Classes, put_target
 from softgate.losses.fused_linear.rows import Slopes, Statistics
 from softgate.losses.fused_linear.settings import Settings
 
 __all__: list[str] = []
-
-
-@triton.jit
-def log1p_of(x):
-    """``log(1 + x)`` for x >= 0 without losing small x: the rounding of 1 + x is divided out."""
-    y = 1.0 + x
-    return tl.where(y == 1.0, x, tl.where(y == float("inf"), y, tl.log(y) * (x / (y - 1.0))))
-
-
-@triton.jit
-def expm1_of(x):
-    """``exp(x) - 1`` for x >= 0, a series near 0."""
-    series = x * (1.0 + x * (0.5 + x * (1.0 / 6.0 + x * (1.0 / 24.0 + x * (1.0 / 120.0)))))
-    return tl.where(x < 0.25, series, tl.exp(x) - 1.0)
 
 
 @triton.jit

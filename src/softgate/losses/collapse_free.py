@@ -6,6 +6,7 @@ from torch import Tensor
 
 from softgate._math.compress import compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
+from softgate.losses import _triton_rows
 from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
 from softgate.losses._softmax_rows import SoftmaxRows
 from softgate.losses._targets import (
@@ -41,7 +42,14 @@ def _reference(
     paper="stablemax",
     source="remedy for Softmax Collapse (sec. 3, eq. 4) by exclusion instead of a new normaliser; softgate's addition",
     reference=_reference,
-    kernels=(Kernel("blocks", row_kernel(SoftmaxRows()), row_kernel_refuses),),
+    kernels=(
+        Kernel(
+            "triton",
+            _triton_rows.kernel(_triton_rows.SOFTMAX, _reference, lambda: ((1.0,), 0)),
+            _triton_rows.refuses,
+        ),
+        Kernel("blocks", row_kernel(SoftmaxRows()), row_kernel_refuses),
+    ),
     variants={"default": {}, "sum": {"reduction": "sum"}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative", "shift_invariant"),
     output_range=(0.0, float("inf")),

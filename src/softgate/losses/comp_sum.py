@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from softgate._checks import check_number
 from softgate._math.compress import compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
+from softgate.losses import _triton_rows
 from softgate.losses._comp_sum_phi import phi
 from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
 from softgate.losses._softmax_rows import SoftmaxRows
@@ -70,13 +72,24 @@ def _blocks(input: Tensor, *args: Any, temperature: float = 1.0, **options: Any)
     return _row_losses(wide, *args, **options).to(input.dtype)
 
 
+def _numbers(
+    tau: float = 1.0, temperature: float = 1.0, max_weight: float | None = None
+) -> tuple[tuple[float, ...], int]:
+    """What the Triton kernels take: the factor of the logits, ``tau - 1``, the largest weight; the side of 1."""
+    cap = torch.finfo(torch.float32).max / 2 if max_weight is None else max_weight
+    return (1.0 / temperature, tau - 1.0, cap), 0 if tau == 1.0 else 1 if tau > 1.0 else 2
+
+
 @method(
     site="losses",
     family="loss",
     paper="comp-sum-losses",
     source="sec. 2: Phi_tau(sum_{j != y} exp(z_j - z_y)), Phi_tau(u) = ((1 + u)^(1 - tau) - 1) / (1 - tau)",
     reference=_reference,
-    kernels=(Kernel("blocks", _blocks, row_kernel_refuses),),
+    kernels=(
+        Kernel("triton", _triton_rows.kernel(_triton_rows.SOFTMAX, _reference, _numbers), _triton_rows.refuses),
+        Kernel("blocks", _blocks, row_kernel_refuses),
+    ),
     variants={
         "default": {},
         "gce": {"tau": 1.5},

@@ -11,7 +11,7 @@ from torch import Tensor
 from softgate._checks import check_number
 from softgate._math.compress import compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
-from softgate.losses import _spherical
+from softgate.losses import _spherical, _triton_rows
 from softgate.losses._quadratic_rows import QuadraticRows, log_quadratic
 from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
 from softgate.losses._targets import (
@@ -85,7 +85,14 @@ _taylor_blocks = row_kernel(QuadraticRows(1.0, 1.0))
     paper="z-loss",
     source="order-2 Taylor softmax, a competitor of the Z-loss: -log((1 + o + o^2 / 2) / sum)",
     reference=_taylor_reference,
-    kernels=(Kernel("blocks", _taylor_blocks, row_kernel_refuses),),
+    kernels=(
+        Kernel(
+            "triton",
+            _triton_rows.kernel(_triton_rows.QUADRATIC, _taylor_reference, lambda: ((1.0, 1.0), 0)),
+            _triton_rows.refuses,
+        ),
+        Kernel("blocks", _taylor_blocks, row_kernel_refuses),
+    ),
     variants={"default": {}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),
@@ -236,7 +243,14 @@ def _bad_eps() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception
     paper="z-loss",
     source="spherical softmax, a competitor of the Z-loss: -log((o^2 + eps) / sum)",
     reference=_spherical_reference,
-    kernels=(Kernel("blocks", _spherical_blocks, row_kernel_refuses),),
+    kernels=(
+        Kernel(
+            "triton",
+            _triton_rows.kernel(_triton_rows.QUADRATIC, _spherical_reference, lambda eps=0.1: ((0.0, eps), 0)),
+            _triton_rows.refuses,
+        ),
+        Kernel("blocks", _spherical_blocks, row_kernel_refuses),
+    ),
     variants={"default": {}, "smoothing": {"eps": 1e-3, "label_smoothing": 0.1}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),

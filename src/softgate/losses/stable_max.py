@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from softgate._math.compress import compressed_scores, compute_dtype, exclusive_log_softmax
 from softgate.dispatch import call
+from softgate.losses import _triton_rows
 from softgate.losses._row_kernel import row_kernel, row_kernel_refuses
 from softgate.losses._targets import (
     autocast_input,
@@ -71,7 +72,12 @@ class _StableMaxRows:
     paper="stablemax",
     source="sec. 4, eq. 8: L = -g(z_y) + logsumexp_j g(z_j), g(x) = sign(x) log(1 + |x|)",
     reference=_reference,
-    kernels=(Kernel("blocks", row_kernel(_StableMaxRows()), row_kernel_refuses),),
+    kernels=(
+        Kernel(
+            "triton", _triton_rows.kernel(_triton_rows.STABLEMAX, _reference, lambda: ((), 0)), _triton_rows.refuses
+        ),
+        Kernel("blocks", row_kernel(_StableMaxRows()), row_kernel_refuses),
+    ),
     variants={"default": {}, "sum": {"reduction": "sum"}, "smoothing": {"label_smoothing": 0.1}},
     laws=("nonnegative",),
     output_range=(0.0, float("inf")),

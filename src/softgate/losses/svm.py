@@ -12,6 +12,7 @@ from torch import Tensor
 from softgate._math.compress import compute_dtype
 from softgate.dispatch import call, transform_reason
 from softgate.errors import ArgumentValueError, check_choice
+from softgate.losses import _triton_rows
 from softgate.losses._hinge_kernel import OneVsRestRows, hinge_kernel_refuses
 from softgate.losses._margin import (
     MarginLoss,
@@ -19,6 +20,7 @@ from softgate.losses._margin import (
     check_margin_options,
     hinge_of,
     objective,
+    penalty_of,
     rows_of_indices,
 )
 from softgate.losses._targets import (
@@ -70,6 +72,36 @@ def _loss(
 
 
 _reference = partial(_loss, False)
+
+
+def _triton(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    *,
+    C: float = 1.0,
+    margin: float = 1.0,
+    hinge: str = "squared",
+    over_classes: str = "sum",
+    head_weight: Tensor | None = None,
+    reg: str | None = "sum_half",
+) -> Tensor:
+    """Row losses, their reduction and its gradient in two launches; the penalty is left to torch."""
+    plain = partial(
+        _reference, target=target, weight=weight, ignore_index=ignore_index, reduction=reduction,
+        C=C, margin=margin, hinge=hinge, over_classes=over_classes,
+    )  # fmt: skip
+    scale = C if over_classes == "sum" else C / input.shape[class_axis(input)]
+    wide = input.dtype if head_weight is None else compute_dtype(input.dtype)
+    loss = _triton_rows.run(
+        _triton_rows.HINGE, lambda x: plain(x.to(wide)), input, target, weight, ignore_index, reduction,
+        numbers=(margin, scale), mode=int(hinge == "squared"), empty=0.0, dtype=wide,
+    )  # fmt: skip
+    if head_weight is None:
+        return loss
+    return (loss + penalty_of(head_weight, reg).to(loss.dtype)).to(input.dtype)
 
 
 def _expected_hinge(f: Tensor, target: Tensor, margin: float, hinge: str) -> Tensor:
@@ -127,7 +159,10 @@ def _bad_inputs() -> Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="gru-svm",
     source="L = reg(W) + C sum_n sum_k max(0, 1 - y_nk f_nk)^2 (sums: GRU-SVM, arXiv 1709.03082; means: CNN-SVM)",
     reference=_reference,
-    kernels=(Kernel("blocks", partial(_loss, True), hinge_kernel_refuses),),
+    kernels=(
+        Kernel("triton", _triton, _triton_rows.refuses),
+        Kernel("blocks", partial(_loss, True), hinge_kernel_refuses),
+    ),
     variants={"default": {}, "sum": {"reduction": "sum", "C": 0.5}, "linear": {"hinge": "linear", "margin": 0.5}},
     laws=("nonnegative", "class_permutation_invariant"),
     output_range=(0.0, float("inf")),

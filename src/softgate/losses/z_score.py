@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from softgate._checks import check_number
 from softgate._math.compress import compute_dtype
 from softgate.dispatch import call
-from softgate.losses import _spherical
+from softgate.losses import _spherical, _triton_rows
 from softgate.losses._hinge_kernel import kernel_rows
 from softgate.losses._row_kernel import row_kernel_refuses
 from softgate.losses._standard_score_rows import StandardScores
@@ -108,10 +109,14 @@ def _blocks(
     return reduce_rows(rows, None if everything else keep, row_weight, reduction).to(input.dtype)
 
 
-def _refuses(input: Tensor, *args: Any, **kwargs: Any) -> str | None:
+def _refuses(kernel: Callable[..., str | None], input: Tensor, *args: Any, **kwargs: Any) -> str | None:
     if input.shape[class_axis(input)] <= 2:
         return "of two classes the scores are constants, and their gradients nothing but rounding"
-    return row_kernel_refuses(input, *args, **kwargs)
+    return kernel(input, *args, **kwargs)
+
+
+def _numbers(alpha: float = 1.0, b: float = 0.0, eps: float = 1e-12) -> tuple[tuple[float, ...], int]:
+    return (alpha, b, eps), 0
 
 
 def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
@@ -131,7 +136,14 @@ def _bad_inputs() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Except
     paper="z-loss",
     source="the Z-loss: softplus(a (b - z)) / a of the standardised target logit",
     reference=_reference,
-    kernels=(Kernel("blocks", _blocks, _refuses),),
+    kernels=(
+        Kernel(
+            "triton",
+            _triton_rows.kernel(_triton_rows.STANDARD, _reference, _numbers),
+            partial(_refuses, _triton_rows.refuses),
+        ),
+        Kernel("blocks", _blocks, partial(_refuses, row_kernel_refuses)),
+    ),
     variants={
         "default": {},
         "sharp": {"alpha": 4.0, "b": 1.5},
