@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,18 +14,22 @@ from softgate._math.double_backward import differentiable_gradients
 from softgate._triton import interpreting
 from softgate._triton.row_slopes import slopes_kernel
 from softgate._triton.row_sums import KEPT, rows_kernel
-from softgate.dispatch import is_batched_gradient, transform_reason
+from softgate.losses._row_kernel import needs_graph
 
 __all__: list[str] = []
 
-#: Classes of a tile, its warps, and entries of a tile where rows are shorter than that.
-WIDE, WARPS, ENTRIES = 4096, 8, 2048
-#: Rows and classes of a tile whose rows lie beside each other in memory (classes in the middle, as of images).
-ACROSS = 64, 32
+#: Classes and warps of a tile of one row, of the sums and of the slopes; shorter rows share a tile of so many entries.
+WIDE_SUMS, WIDE_SLOPES, ENTRIES = (4096, 8), (4096, 8), 2048
+#: Most rows of a tile where rows lie beside each other in memory (classes in the middle, as of images).
+ACROSS = 64
+#: Names of a reduction for the kernels; a mean of nothing is NaN, or 0.
+REDUCTIONS = {"none": 0, "sum": 1, "mean": 2, "mean or 0": 3}
+
+#: A tensor, its strides and its sizes as (outer, inner, classes).
+Rows = tuple[Tensor, tuple[int, int, int], tuple[int, int, int]]
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """What the kernels compute, see :mod:`softgate._triton.row_sums`.
 
     Attributes:
@@ -33,8 +37,7 @@ class Loss:
         numbers: its three parameters.
         mode: which branch of it.
         ignore_index: target of rows that do not count.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
-        empty: mean over no rows.
+        reduction: one of :data:`REDUCTIONS`.
         dtype: of the result.
         reference: the same from (input,) in plain torch, for derivatives of the gradient.
     """
@@ -44,7 +47,6 @@ class Loss:
     mode: int
     ignore_index: int
     reduction: str
-    empty: float
     dtype: torch.dtype
     reference: Callable[[Tensor], Tensor]
 
@@ -58,61 +60,74 @@ def row_loss(input: Tensor, target: Tensor, weight: Tensor | None, loss: Loss) -
 class _RowLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, target: Tensor, weight: Tensor | None, loss: Loss) -> Tensor:
-        flat, target = _flat(x), target.contiguous()
-        rows, shape = target.numel(), _tile(flat)
+        flat, strides, sizes = _rows(x)
+        target, rows = target.contiguous(), sizes[0] * sizes[1]
         kept = torch.empty((KEPT[loss.kind], rows), dtype=torch.float32, device=x.device)
-        rows_kernel[(flat.shape[0] * triton.cdiv(flat.shape[1], shape["ROWS"]),)](
-            flat, target, kept if weight is None else weight.contiguous(), kept, *flat.stride(), *flat.shape[1:],
-            rows, loss.ignore_index, *loss.numbers,
-            KIND=loss.kind, MODE=loss.mode, WEIGHTED=weight is not None, **shape,
+        tile = _tile(sizes[1], sizes[2], strides[2] == 1, WIDE_SUMS)
+        rows_kernel[(_blocks(sizes, tile),)](
+            flat, target, kept if weight is None else weight.contiguous(), kept, *strides, *sizes[1:], rows,
+            loss.ignore_index, *loss.numbers, KIND=loss.kind, MODE=loss.mode, WEIGHTED=weight is not None, **tile,
         )  # fmt: skip
-        sums = kept[:2].sum(1) if loss.reduction == "mean" else kept
+        if loss.reduction == "none":
+            result, sums = kept[0].reshape(target.shape), kept
+            result = result.clone() if loss.dtype is torch.float32 else result
+        elif loss.reduction == "sum":
+            result, sums = kept[0].sum(), kept
+        else:
+            sums = kept[:2].sum(1)
+            total, weights = sums.unbind()
+            result = total / weights
+            if loss.reduction != "mean":
+                result.masked_fill_(weights == 0.0, 0.0)
         ctx.save_for_backward(x, target, kept, sums)
         ctx.loss = loss
-        if loss.reduction == "none":
-            return kept[0].reshape(target.shape).to(loss.dtype, copy=True)
-        if loss.reduction == "sum":
-            return kept[0].sum(dtype=torch.float32).to(loss.dtype)
-        total, weights = sums.unbind()
-        mean = total / weights
-        return (mean if loss.empty != 0.0 else mean.masked_fill_(weights == 0.0, 0.0)).to(loss.dtype)
+        return result if loss.dtype is torch.float32 else result.to(loss.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, target, kept, sums = ctx.saved_tensors
         loss: Loss = ctx.loss
-        if torch.is_grad_enabled() or transform_reason(x, grads[0]) is not None or is_batched_gradient(grads[0]):
+        if needs_graph(x, grads[0]):
             return (*differentiable_gradients(loss.reference, (x,), (True,), grads[0]), None, None, None)
+        flat, strides, sizes = _rows(x)
         out = torch.empty_like(x)
-        flat, flat_out = _flat(x), _flat(out)
-        if flat_out.data_ptr() != out.data_ptr():  # axes that cannot be seen as one: a copy
+        flat_out, out_strides, _ = _rows(out)
+        if flat_out.data_ptr() != out.data_ptr():  # axes that cannot be seen as one: it was a copy
             out = torch.empty_like(x, memory_format=torch.contiguous_format)
-            flat_out = _flat(out)
-        shape = _tile(flat)
-        blocks = flat.shape[0] * triton.cdiv(flat.shape[1], shape["ROWS"])
-        reduction = {"none": 0, "sum": 1, "mean": 2 if loss.empty != 0.0 else 3}[loss.reduction]
-        slopes_kernel[(blocks, triton.cdiv(flat.shape[2], shape["BLOCK"]))](
-            flat, target, grads[0].contiguous(), sums, kept, flat_out, *flat.stride(), *flat_out.stride(),
-            *flat.shape[1:], target.numel(), loss.ignore_index, loss.numbers[0],
-            KIND=loss.kind, MODE=loss.mode, REDUCTION=reduction, **shape,
+            flat_out, out_strides, _ = _rows(out)
+        tile = _tile(sizes[1], sizes[2], strides[2] == 1, WIDE_SLOPES)
+        slopes_kernel[(_blocks(sizes, tile), -(-sizes[2] // tile["BLOCK"]))](
+            flat, target, grads[0].contiguous(), sums, kept, flat_out, *strides, *out_strides, *sizes[1:],
+            kept.shape[1], loss.ignore_index, loss.numbers[0],
+            KIND=loss.kind, MODE=loss.mode, REDUCTION=REDUCTIONS[loss.reduction], **tile,
         )  # fmt: skip
         return out, None, None, None
 
 
-def _flat(x: Tensor) -> Tensor:
-    """``(C,)``, ``(N, C)`` or ``(N, C, ...)`` as (outer, inner, C); the rows of (N, C) are all inner."""
+def _rows(x: Tensor) -> Rows:
+    """``(C,)``, ``(N, C)`` or ``(N, C, ...)`` as rows; those of (N, C) are all inner."""
     if x.ndim <= 2:
-        return x[None] if x.ndim == 2 else x[None, None]
-    return x.flatten(2).movedim(1, 2)
+        stride, step = x.stride() if x.ndim == 2 else (0, x.stride(0))
+        return x, (0, stride, step), (1, x.shape[0] if x.ndim == 2 else 1, x.shape[-1])
+    flat = x.flatten(2)
+    outer, step, inner = flat.stride()
+    return flat, (outer, inner, step), (flat.shape[0], flat.shape[2], flat.shape[1])
 
 
-def _tile(flat: Tensor) -> dict[str, int]:
+def _blocks(sizes: tuple[int, int, int], tile: dict[str, int]) -> int:
+    """Programs along the rows."""
+    return sizes[0] * -(-sizes[1] // tile["ROWS"])
+
+
+@lru_cache(256)
+def _tile(inner: int, classes: int, adjacent: bool, wide: tuple[int, int]) -> dict[str, int]:
     """Rows and classes of a program's tile, and its warps."""
-    classes = triton.next_power_of_2(flat.shape[2])
+    padded: int = triton.next_power_of_2(classes)
     if interpreting():
         return {"ROWS": 4, "BLOCK": 16, "num_warps": 1}
-    if flat.shape[0] > 1 or flat.stride(2) != 1:
-        return {"ROWS": ACROSS[0], "BLOCK": min(classes, ACROSS[1]), "num_warps": 4}
-    if classes >= WIDE:
-        return {"ROWS": 1, "BLOCK": WIDE, "num_warps": WARPS}
-    return {"ROWS": max(1, ENTRIES // classes), "BLOCK": classes, "num_warps": 4 if classes <= 1024 else WARPS}
+    if not adjacent:
+        rows: int = min(ACROSS, triton.next_power_of_2(inner))
+        return {"ROWS": rows, "BLOCK": min(padded, ENTRIES // rows), "num_warps": 4}
+    if padded >= wide[0]:
+        return {"ROWS": 1, "BLOCK": wide[0], "num_warps": wide[1]}
+    return {"ROWS": max(1, ENTRIES // padded), "BLOCK": padded, "num_warps": 4 if padded <= 1024 else wide[1]}

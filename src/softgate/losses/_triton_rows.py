@@ -29,7 +29,6 @@ def run(
     *,
     numbers: tuple[float, ...] = (),
     mode: int = 0,
-    empty: float = float("nan"),
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Reduced loss of logits of any number of dimensions and class indices.
@@ -41,17 +40,16 @@ def run(
         target: class indices.
         weight: weight of every class or None.
         ignore_index: target of rows that do not count.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+        reduction: ``"mean"``, ``"sum"``, ``"none"``, or ``"mean or 0"`` for a mean that is 0 over no rows.
         numbers: at most three parameters of the loss.
         mode: which branch of it.
-        empty: mean over no rows, NaN or 0.
         dtype: of the result, by default that of ``input``.
     """
     from softgate._triton.row_losses import Loss, row_loss
 
     first, second, third = (*numbers, 0.0, 0.0, 0.0)[:3]
     dtype = dtype or input.dtype
-    loss = Loss(kind, (first, second, third), mode, ignore_index, reduction, empty, dtype, reference)
+    loss = Loss(kind, (first, second, third), mode, ignore_index, reduction, dtype, reference)
     return row_loss(input, target, weight, loss)
 
 

@@ -96,8 +96,9 @@ def _triton(
     scale = C if over_classes == "sum" else C / input.shape[class_axis(input)]
     wide = input.dtype if head_weight is None else compute_dtype(input.dtype)
     loss = _triton_rows.run(
-        _triton_rows.HINGE, lambda x: plain(x.to(wide)), input, target, weight, ignore_index, reduction,
-        numbers=(margin, scale), mode=int(hinge == "squared"), empty=0.0, dtype=wide,
+        _triton_rows.HINGE, lambda x: plain(x.to(wide)), input, target, weight, ignore_index,
+        "mean or 0" if reduction == "mean" else reduction,
+        numbers=(margin, scale), mode=int(hinge == "squared"), dtype=wide,
     )  # fmt: skip
     if head_weight is None:
         return loss
