@@ -85,7 +85,7 @@ def slopes_kernel(
     offsets = outer * stride_outer + within.to(tl.int64) * stride_inner
     x = tile(x_ptr, offsets, columns, stride_class, keep, classes)
     slopes = slopes_of(
-        x, columns[None, :] == target[:, None], factor[:, None], at_target[:, None], pivot[:, None], unit[:, None],
+        x, columns[None, :] == target.to(tl.int32)[:, None], factor[:, None], at_target[:, None], pivot[:, None], unit[:, None],
         constant[:, None], first, KIND, MODE,
     )  # fmt: skip
     slopes = tl.where(keep[:, None], slopes, 0.0)

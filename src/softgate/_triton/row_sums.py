@@ -264,6 +264,7 @@ def rows_kernel(
     target = tl.where(keep & valid, target, 0)
     offsets = outer * stride_outer + within.to(tl.int64) * stride_inner
     own = tl.load(x_ptr + offsets + target * stride_class, mask=keep, other=0.0).to(tl.float32)
+    target = target.to(tl.int32)  # compared with every column
     if KIND == 0:
         loss, factor, at_target, pivot = softmax_rows(
             x_ptr, offsets, stride_class, keep, target, own, classes, first, second, third, MODE, ROWS, BLOCK
