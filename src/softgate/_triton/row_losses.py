@@ -64,10 +64,11 @@ class _RowLoss(torch.autograd.Function):
         target, rows = target.contiguous(), sizes[0] * sizes[1]
         kept = torch.empty((KEPT[loss.kind], rows), dtype=torch.float32, device=x.device)
         tile = _tile(sizes[1], sizes[2], strides[2] == 1, WIDE_SUMS)
-        rows_kernel[(_blocks(sizes, tile),)](
-            flat, target, kept if weight is None else weight.contiguous(), kept, *strides, *sizes[1:], rows,
-            loss.ignore_index, *loss.numbers, KIND=loss.kind, MODE=loss.mode, WEIGHTED=weight is not None, **tile,
-        )  # fmt: skip
+        with torch.cuda.device_of(x):  # Triton launches on the current device; in backward autograd has set it
+            rows_kernel[(_blocks(sizes, tile),)](
+                flat, target, kept if weight is None else weight.contiguous(), kept, *strides, *sizes[1:], rows,
+                loss.ignore_index, *loss.numbers, KIND=loss.kind, MODE=loss.mode, WEIGHTED=weight is not None, **tile,
+            )  # fmt: skip
         if loss.reduction == "none":
             result, sums = kept[0].reshape(target.shape), kept
             result = result.clone() if loss.dtype is torch.float32 else result
@@ -127,7 +128,8 @@ def _tile(inner: int, classes: int, adjacent: bool, wide: tuple[int, int]) -> di
         return {"ROWS": 4, "BLOCK": 16, "num_warps": 1}
     if not adjacent:
         rows: int = min(ACROSS, triton.next_power_of_2(inner))
-        return {"ROWS": rows, "BLOCK": min(padded, ENTRIES // rows), "num_warps": 4}
+        # a grid has at most 65,535 programs along its second axis
+        return {"ROWS": rows, "BLOCK": min(padded, max(ENTRIES // rows, padded >> 15)), "num_warps": 4}
     if padded >= wide[0]:
         return {"ROWS": 1, "BLOCK": wide[0], "num_warps": wide[1]}
     return {"ROWS": max(1, ENTRIES // padded), "BLOCK": padded, "num_warps": 4 if padded <= 1024 else wide[1]}

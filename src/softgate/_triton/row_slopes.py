@@ -84,9 +84,10 @@ def slopes_kernel(
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     offsets = outer * stride_outer + within.to(tl.int64) * stride_inner
     x = tile(x_ptr, offsets, columns, stride_class, keep, classes)
+    is_target = columns[None, :] == target.to(tl.int32)[:, None]
     slopes = slopes_of(
-        x, columns[None, :] == target.to(tl.int32)[:, None], factor[:, None], at_target[:, None], pivot[:, None], unit[:, None],
-        constant[:, None], first, KIND, MODE,
+        x, is_target, factor[:, None], at_target[:, None], pivot[:, None], unit[:, None], constant[:, None], first,
+        KIND, MODE,
     )  # fmt: skip
     slopes = tl.where(keep[:, None], slopes, 0.0)
     places = (outer * strideto_outer + within.to(tl.int64) * strideto_inner)[:, None]
