@@ -25,6 +25,7 @@ from softgate._triton import (
     row_slopes,
     row_sums,
     suppression,
+    tiles,
 )
 
 FLOAT32 = (
@@ -59,10 +60,10 @@ FLOATS = (
     *("scale", "gamma", "zeta", "power", "softcap", "temperature", "even"),
     *("first", "second", "third", "sigma", "limit", "threshold"),
 )
-BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "UPCAST": False}
+BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "PRODUCT": tiles.NARROW}
 ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
 SWEEP = {"SPREAD": 2, "CAPPED": True, "COMPRESSED": True, "BLOCK": 4096}
-LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "UPCAST": False}
+LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "PRODUCT": tiles.SPLIT}
 
 
 def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, str]:

@@ -11,7 +11,7 @@ import triton
 from torch import Tensor
 
 from softgate._math.double_backward import differentiable_gradients
-from softgate._triton import interpreting, maps, tiles
+from softgate._triton import maps, tiles
 from softgate._triton.backward import keys_and_values, queries, row_sums
 from softgate._triton.forward import forward
 
@@ -46,7 +46,7 @@ class Call:
         return {
             "MAP": self.map,
             "POWER": int(self.power) if float(self.power).is_integer() and self.power < 64 else -1,
-            "UPCAST": interpreting() and query.dtype is torch.bfloat16,
+            "PRODUCT": tiles.product_kind(query.dtype),
             "WIDTH_D": tiles.width(query.shape[-1]),
             "WIDTH_V": tiles.width(value.shape[-1]),
             **tiles.blocks(max(query.shape[-1], value.shape[-1]), query.dtype),

@@ -19,7 +19,7 @@ def row_sums(
     sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sdb, sdh, sdt, sdd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, COUNT: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """The term of :func:`softgate._triton.maps.row_term` summed over each row."""
@@ -42,9 +42,9 @@ def row_sums(
         v = load(v_base, cols, svs, out_features, svd, S, DV)
         s, allowed = pair_scores(
             q, k, rows, cols, mask_ptr + b * smb + h * smh, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT,
-            MASK, ALIBI, UPCAST,
+            MASK, ALIBI, PRODUCT,
         )  # fmt: skip
-        total += row_term(s, allowed, product(dout, tl.trans(v), UPCAST), stats, gamma, zeta, power, MAP, POWER)
+        total += row_term(s, allowed, product(dout, tl.trans(v), PRODUCT), stats, gamma, zeta, power, MAP, POWER)
     tl.store(sums_ptr + row_base + rows, total, mask=rows < T)
 
 
@@ -54,7 +54,7 @@ def queries(
     sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sdb, sdh, sdt, sdd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, COUNT: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradient of BLOCK_M queries (contiguous (B, H, T, D)), and their share of the gradient of the head's bias."""
@@ -77,11 +77,11 @@ def queries(
         v = load(v_base, cols, svs, out_features, svd, S, DV)
         s, allowed = pair_scores(
             q, k, rows, cols, mask_ptr + b * smb + h * smh, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT,
-            MASK, ALIBI, UPCAST,
+            MASK, ALIBI, PRODUCT,
         )  # fmt: skip
-        dweights = product(dout, tl.trans(v), UPCAST)
+        dweights = product(dout, tl.trans(v), PRODUCT)
         ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER)
-        dq += product(ds.to(k.dtype), k, UPCAST)
+        dq += product(ds.to(k.dtype), k, PRODUCT)
         dbias += tl.sum(ds, 1)
     if BIAS:
         tl.store(dbias_ptr + batch_head.to(tl.int64) * T + rows, dbias, mask=rows < T)
@@ -94,7 +94,7 @@ def keys_and_values(
     sqb, sqh, sqt, sqd, skb, skh, sks, skd, svb, svh, svs, svd, sdb, sdh, sdt, sdd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, COUNT: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Gradients of BLOCK_N keys and values (contiguous (B, G, S, ·)), summed over the group's query heads."""
@@ -117,13 +117,13 @@ def keys_and_values(
             stats = row_statistics(stats_ptr + (b * H + h) * T, rows, T, stats_stride, COUNT)
             s, allowed = pair_scores(
                 q, k, rows, cols, mask_ptr + b * smb + h * smh, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT,
-                MASK, ALIBI, UPCAST,
+                MASK, ALIBI, PRODUCT,
             )  # fmt: skip
             w = weights(s, allowed, stats, gamma, zeta, power, MAP, POWER)
-            dv += product(tl.trans(w).to(dout.dtype), dout, UPCAST)
-            dweights = product(dout, tl.trans(v), UPCAST)
+            dv += product(tl.trans(w).to(dout.dtype), dout, PRODUCT)
+            dweights = product(dout, tl.trans(v), PRODUCT)
             ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER)
-            dk += product(tl.trans(ds).to(q.dtype), q, UPCAST)
+            dk += product(tl.trans(ds).to(q.dtype), q, PRODUCT)
     base = batch_group.to(tl.int64) * S
     store(dk_ptr + base * D, cols, D, features, 1, S, D, dk * scale)
     store(dv_ptr + base * DV, cols, DV, out_features, 1, S, DV, dv)

@@ -24,7 +24,7 @@ def online(s, allowed, top):
 @triton.jit
 def first_sweep(
     q, k_base, mask_base, rows, start, end, sks, skd, smt, sms, scale, shift, slope, T, S, D, LEFT, RIGHT,
-    MAP: tl.constexpr, MASK: tl.constexpr, ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr,
+    MAP: tl.constexpr, MASK: tl.constexpr, ALIBI: tl.constexpr, PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Row sums before the weights are formed: maximum and sum of exp(scores - maximum), or of f = softplus(scores)."""
@@ -35,7 +35,7 @@ def first_sweep(
         cols = first_col + tl.arange(0, BLOCK_N)
         k = load(k_base, cols, sks, features, skd, S, D)
         s, allowed = pair_scores(
-            q, k, rows, cols, mask_base, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT, MASK, ALIBI, UPCAST
+            q, k, rows, cols, mask_base, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT, MASK, ALIBI, PRODUCT
         )
         if MAP == 2:
             e, top, shrink = online(s, allowed, top)
@@ -118,7 +118,7 @@ def forward(
     sgb, sgh, sgt, sgd, smb, smh, smt, sms,
     scale, gamma, zeta, power, H, G, T, S, D, DV, LEFT, RIGHT, stats_stride,
     MAP: tl.constexpr, POWER: tl.constexpr, MASK: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr,
-    ALIBI: tl.constexpr, UPCAST: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
+    ALIBI: tl.constexpr, PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Outputs of BLOCK_M queries of one head, and the row statistics that backward needs."""
@@ -141,7 +141,7 @@ def forward(
     if MAP == 2 or MAP == 4:
         top, total = first_sweep(
             q, k_base, mask_base, rows, start, end, sks, skd, smt, sms, scale, shift, slope, T, S, D, LEFT, RIGHT,
-            MAP, MASK, ALIBI, UPCAST, WIDTH_D, BLOCK_M, BLOCK_N,
+            MAP, MASK, ALIBI, PRODUCT, WIDTH_D, BLOCK_M, BLOCK_N,
         )  # fmt: skip
     level, inv_sum = log_sum(top, total), reciprocal(total)
     if MAP == 4:
@@ -153,7 +153,7 @@ def forward(
         cols = first_col + tl.arange(0, BLOCK_N)
         k = load(k_base, cols, sks, features, skd, S, D)
         s, allowed = pair_scores(
-            q, k, rows, cols, mask_base, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT, MASK, ALIBI, UPCAST
+            q, k, rows, cols, mask_base, smt, sms, scale, shift, slope, T, S, LEFT, RIGHT, MASK, ALIBI, PRODUCT
         )
         if MAP == 0:
             w, top, shrink = online(s, allowed, top)
@@ -162,7 +162,7 @@ def forward(
             w = tile_weights(s, allowed, level, inv_sum, count, offset, inv_max, gamma, zeta, power, MAP, POWER)
         weight_sum += tl.sum(w, 1)
         v = load(v_base, cols, svs, out_features, svd, S, DV)
-        acc += product(w.to(v.dtype), v, UPCAST)
+        acc += product(w.to(v.dtype), v, PRODUCT)
 
     inv_weight = reciprocal(weight_sum)
     if MAP != 1 and MAP != 2:

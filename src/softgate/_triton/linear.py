@@ -33,7 +33,7 @@ from softgate._triton.tiles import load, product, store
 def forward_kernel(
     q_ptr, k_ptr, v_ptr, floor_ptr, state_ptr, sums_ptr, out_ptr, den_ptr,
     sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV, SEGMENT,
-    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Outputs (contiguous (B, H, T, Dv)) and denominators (B, H, T) of a segment; ``floor`` is like the latter."""
     batch_head = tl.program_id(0).to(tl.int64)
@@ -49,16 +49,16 @@ def forward_kernel(
         q = load(q_ptr + b * sqb + h * sqh, rows, sqt, features, sqf, T, F)
         k = load(k_ptr + b * skb + group * skh, rows, skt, features, skf, T, F)
         v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV)
-        pairs = product(q, tl.trans(k), UPCAST)
+        pairs = product(q, tl.trans(k), PRODUCT)
         pairs = tl.where(within[:, None] >= within[None, :], pairs, 0.0)
-        numerator = product(pairs.to(v.dtype), v, UPCAST) + product(q, state.to(q.dtype), UPCAST)
+        numerator = product(pairs.to(v.dtype), v, PRODUCT) + product(q, state.to(q.dtype), PRODUCT)
         past = tl.sum(q.to(tl.float32) * sums[None, :], 1)
         floor = tl.load(floor_ptr + batch_head * T + rows, mask=rows < T, other=1.0)
         denominator = past + tl.sum(pairs, 1) + floor
         tl.store(den_ptr + batch_head * T + rows, denominator, mask=rows < T)
         safe = tl.where(rows < T, denominator, 1.0)
         store(out_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV, numerator / safe[:, None])
-        state += product(tl.trans(k), v, UPCAST)
+        state += product(tl.trans(k), v, PRODUCT)
         sums += tl.sum(k.to(tl.float32), 0)
 
 
@@ -66,7 +66,7 @@ def forward_kernel(
 def queries_kernel(
     k_ptr, v_ptr, grad_ptr, shift_ptr, state_ptr, sums_ptr, dq_ptr, skb, skh, skt, skf, svb, svh, svt, svd,
     H, G, T, F, DV, SEGMENT,
-    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Gradient of the query features of a segment; ``grad`` is g, ``shift`` is c, both contiguous."""
     batch_head = tl.program_id(0).to(tl.int64)
@@ -83,11 +83,11 @@ def queries_kernel(
         v = load(v_ptr + b * svb + group * svh, rows, svt, out_features, svd, T, DV)
         g = load(grad_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV)
         c = tl.load(shift_ptr + batch_head * T + rows, mask=rows < T, other=0.0)
-        pairs = product(g, tl.trans(v.to(g.dtype)), UPCAST) - c[:, None]
+        pairs = product(g, tl.trans(v.to(g.dtype)), PRODUCT) - c[:, None]
         pairs = tl.where(within[:, None] >= within[None, :], pairs, 0.0)
-        dq = product(pairs, k.to(tl.float32), UPCAST) + product(g, state, UPCAST) - c[:, None] * sums[None, :]
+        dq = product(pairs, k.to(tl.float32), PRODUCT) + product(g, state, PRODUCT) - c[:, None] * sums[None, :]
         store(dq_ptr + batch_head * T * F, rows, F, features, 1, T, F, dq)
-        state += product(tl.trans(v), k, UPCAST)
+        state += product(tl.trans(v), k, PRODUCT)
         sums += tl.sum(k.to(tl.float32), 0)
 
 
@@ -95,7 +95,7 @@ def queries_kernel(
 def keys_values_kernel(
     q_ptr, k_ptr, v_ptr, grad_ptr, shift_ptr, state_ptr, sums_ptr, dk_ptr, dv_ptr,
     sqb, sqh, sqt, sqf, skb, skh, skt, skf, svb, svh, svt, svd, H, G, T, F, DV, SEGMENT,
-    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, UPCAST: tl.constexpr,
+    WIDTH_F: tl.constexpr, WIDTH_V: tl.constexpr, CHUNK: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a segment's key features and values as one query head sees them, from the last chunk on."""
     batch_head = tl.program_id(0).to(tl.int64)
@@ -115,18 +115,24 @@ def keys_values_kernel(
         g = load(grad_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV)
         c = tl.load(shift_ptr + batch_head * T + rows, mask=rows < T, other=0.0)
         later = within[None, :] >= within[:, None]  # row: the key, column: a query not before it
-        slopes = tl.where(later, product(v, tl.trans(g), UPCAST) - c[None, :], 0.0)
-        pairs = tl.where(later, product(k, tl.trans(q), UPCAST), 0.0)
-        dk = product(slopes, q, UPCAST) + product(v, tl.trans(state), UPCAST) - sums[None, :]
-        dv = product(pairs, g, UPCAST) + product(k, state, UPCAST)
+        slopes = tl.where(later, product(v, tl.trans(g), PRODUCT) - c[None, :], 0.0)
+        pairs = tl.where(later, product(k, tl.trans(q), PRODUCT), 0.0)
+        dk = product(slopes, q, PRODUCT) + product(v, tl.trans(state), PRODUCT) - sums[None, :]
+        dv = product(pairs, g, PRODUCT) + product(k, state, PRODUCT)
         store(dk_ptr + batch_head * T * F, rows, F, features, 1, T, F, dk)
         store(dv_ptr + batch_head * T * DV, rows, DV, out_features, 1, T, DV, dv)
-        state += product(tl.trans(q), g, UPCAST)
+        state += product(tl.trans(q), g, PRODUCT)
         sums += tl.sum(q * c[:, None], 0)
 
 
 def causal_linear_attention(
-    query_features: Tensor, key_features: Tensor, value: Tensor, floor: Tensor, reference: Callable[..., Tensor]
+    query_features: Tensor,
+    key_features: Tensor,
+    value: Tensor,
+    floor: Tensor,
+    reference: Callable[..., Tensor],
+    *,
+    exact: bool = True,
 ) -> Tensor:
     """Normalised causal linear attention by the kernels; gradients for all three tensors.
 
@@ -136,18 +142,26 @@ def causal_linear_attention(
         value: (B, G, T, Dv).
         floor: (B, H, T), added to the denominators; gets no gradient.
         reference: the same outputs in plain torch, for derivatives of the gradient.
+        exact: whether products of float32 keep all their bits; otherwise they run on the matrix units and lose a few,
+            which a result rounded to 16 bits does not show.
 
     Returns:
         (B, H, T, Dv) in float32.
     """
-    result: Tensor = _CausalLinear.apply(query_features, key_features, value, floor, reference)
+    result: Tensor = _CausalLinear.apply(query_features, key_features, value, floor, reference, exact)
     return result
 
 
 class _CausalLinear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, floor: Tensor, reference: Callable[..., Tensor]
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        floor: Tensor,
+        reference: Callable[..., Tensor],
+        exact: bool,
     ) -> Tensor:
         batch, heads, length = query.shape[:3]
         out = torch.empty((batch, heads, length, value.shape[3]), dtype=torch.float32, device=query.device)
@@ -157,10 +171,10 @@ class _CausalLinear(torch.autograd.Function):
         forward_kernel[(batch * heads, triton.cdiv(length, segment))](
             query, key, value, floor.float().contiguous(), *past, out, denominator,
             *query.stride(), *key.stride(), *value.stride(),
-            heads, key.shape[1], length, query.shape[3], value.shape[3], segment, **_constants(query, value),
+            heads, key.shape[1], length, query.shape[3], value.shape[3], segment, **_constants(query, value, exact),
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, out, denominator)
-        ctx.reference = reference
+        ctx.reference, ctx.exact = reference, exact
         return out
 
     @staticmethod
@@ -168,7 +182,7 @@ class _CausalLinear(torch.autograd.Function):
         query, key, value, out, denominator = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True
             found = differentiable_gradients(ctx.reference, (query, key, value), ctx.needs_input_grad[:3], grads[0])
-            return (*found, None, None)
+            return (*found, None, None, None)
         batch, heads, length, features = query.shape
         groups, width = key.shape[1], value.shape[3]
         g = (grads[0].float() / denominator[..., None]).contiguous()
@@ -176,7 +190,7 @@ class _CausalLinear(torch.autograd.Function):
         dq = torch.empty((batch, heads, length, features), dtype=torch.float32, device=query.device)
         dk = torch.empty_like(dq)
         dv = torch.empty_like(out)
-        segment, constants = _segment(query), _constants(query, value)
+        segment, constants = _segment(query), _constants(query, value, ctx.exact)
         grid, sizes = (batch * heads, triton.cdiv(length, segment)), (heads, groups, length, features, width, segment)
         queries_kernel[grid](
             key, value, g, c, *_sums_before(key, value, segment), dq, *key.stride(), *value.stride(), *sizes,
@@ -188,7 +202,7 @@ class _CausalLinear(torch.autograd.Function):
         )  # fmt: skip
         if heads != groups:
             dk, dv = (x.unflatten(1, (groups, heads // groups)).sum(2) for x in (dk, dv))
-        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None
+        return dq.to(query.dtype), dk.to(key.dtype), dv.to(value.dtype), None, None, None
 
 
 def _segment(query: Tensor) -> int:
@@ -219,12 +233,12 @@ def _running(x: Tensor) -> Tensor:
     return torch.cat((torch.zeros_like(x[:, :, :1]), x[:, :, :-1].cumsum(2)), 2)
 
 
-def _constants(query: Tensor, value: Tensor) -> dict[str, Any]:
+def _constants(query: Tensor, value: Tensor, exact: bool) -> dict[str, Any]:
     return {
         "WIDTH_F": tiles.width(query.shape[-1]),
         "WIDTH_V": tiles.width(value.shape[-1]),
         "CHUNK": 16 if interpreting() else 64,
-        "UPCAST": interpreting() and query.dtype is torch.bfloat16,
+        "PRODUCT": tiles.EXACT if exact else tiles.SPLIT,
         "num_warps": 8 if query.shape[-1] > 64 else 4,
         "num_stages": 1,
     }

@@ -17,6 +17,9 @@ from softgate._triton import interpreting
 
 #: Farther than any key: a window without a limit.
 UNLIMITED = 1 << 30
+#: What the argument ``PRODUCT`` of the kernels means: operands as they are, of 16 bits; float32 with exact products;
+#: float32 in three products of tf32, whose sums lose a few bits; 16 bits as tf32, which holds float16 exactly.
+NARROW, EXACT, SPLIT, TF32 = 0, 1, 2, 3
 #: What the argument ``MASK`` of the kernels means.
 NO_MASK, BOOL_MASK, FLOAT_MASK = 0, 1, 2
 
@@ -40,6 +43,11 @@ def blocks(head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
         half = dtype.itemsize == 2
         rows, cols, warps, stages = next(b for size, is_half, b in _BLOCKS if head_dim <= size and is_half == half)
     return {"BLOCK_M": rows, "BLOCK_N": cols, "num_warps": warps, "num_stages": stages}
+
+
+def product_kind(dtype: torch.dtype) -> int:
+    """How the kernels multiply matrices of ``dtype``; the interpreter cannot multiply bfloat16 and widens it first."""
+    return EXACT if dtype is torch.float32 or (interpreting() and dtype is torch.bfloat16) else NARROW
 
 
 def width(features: int) -> int:
@@ -74,24 +82,25 @@ def store(base, rows, stride_row, cols, stride_col, ROWS, COLS, value):
 
 
 @triton.jit
-def product(a, b, UPCAST: tl.constexpr):
-    """Matrix product with float32 sums; the interpreter cannot multiply bfloat16 and widens it first.
-
-    float32 operands are split into three products of tf32 on the matrix units: the accuracy of float32, many times its
-    speed.
-    """
-    if UPCAST:
+def product(a, b, PRODUCT: tl.constexpr):
+    """Matrix product with float32 sums, computed as :func:`product_kind` says."""
+    if PRODUCT == 0:
+        return tl.dot(a, b)
+    elif PRODUCT == 1:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
-    return tl.dot(a, b, input_precision="tf32x3")
+    elif PRODUCT == 2:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
+    else:
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32")
 
 
 @triton.jit
 def pair_scores(
     q, k, rows, cols, mask_base, stride_mt, stride_ms, scale, shift, slope, T, S, LEFT, RIGHT,
-    MASK: tl.constexpr, ALIBI: tl.constexpr, UPCAST: tl.constexpr,
+    MASK: tl.constexpr, ALIBI: tl.constexpr, PRODUCT: tl.constexpr,
 ):  # fmt: skip
     """Scores of a tile, ``scale q kᵀ + shift - slope |distance| + mask``, and which of its pairs exist."""
-    scores = product(q, tl.trans(k), UPCAST) * scale + shift
+    scores = product(q, tl.trans(k), PRODUCT) * scale + shift
     distance = rows[:, None] + (S - T) - cols[None, :]
     allowed = (rows[:, None] < T) & (cols[None, :] < S) & (distance <= LEFT) & (-distance <= RIGHT)
     if ALIBI:

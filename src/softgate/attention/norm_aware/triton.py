@@ -74,5 +74,12 @@ def run(
             weights = (phi_q @ masks.expand_kv_heads(phi_k, heads).mT).tril()
             return weights @ masks.expand_kv_heads(v, heads) / (weights.sum(-1, keepdim=True) + floor_BHT[..., None])
 
-        y_BHTD = causal_linear_attention(mapped.phi_q_BHTF, mapped.phi_k_BGSF, mapped.v_BGSD, floor_BHT, reference)
+        y_BHTD = causal_linear_attention(
+            mapped.phi_q_BHTF,
+            mapped.phi_k_BGSF,
+            mapped.v_BGSD,
+            floor_BHT,
+            reference,
+            exact=query.dtype is torch.float32,
+        )
         return y_BHTD.to(query.dtype)
