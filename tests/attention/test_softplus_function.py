@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from softgate._math import tiles
+from softgate._math.masks import causal_mask
 from softgate.attention import lssa_weights, softplus_attention
 from softgate.attention.softplus import tiled
 from softgate.attention.softplus.reference import softplus_attention_reference
@@ -345,3 +346,16 @@ def test_autocast_does_not_round_the_inputs() -> None:
         mixed = softplus_attention(inputs[0], inputs[1], inputs[2].bfloat16())
     assert out.dtype is mixed.dtype is torch.bfloat16
     assert torch.equal(out, softplus_attention(*inputs).bfloat16())
+
+
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 3, 20])
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (3, 9), (9, 4)])
+def test_visible_keys_are_those_of_the_mask(queries: int, keys: int, window: int | None, is_causal: bool) -> None:
+    q, k = torch.zeros(1, 1, queries, 2), torch.zeros(1, 1, keys, 2)
+    count = tiled.visible_keys_in_tiles(tiles.Tiles.of(q, k, None, is_causal, window), q)
+    expected = causal_mask(queries, keys, window=window, is_causal=is_causal)
+    if not is_causal and window is None:
+        expected = torch.ones_like(expected)
+    assert count.dtype is q.dtype
+    assert torch.equal(count, expected.sum(-1, keepdim=True).to(q.dtype))

@@ -59,9 +59,13 @@ INT64 = ("target", "order", "offsets", "keep", "picks")
 FLOATS = (
     *("scale", "gamma", "zeta", "power", "softcap", "temperature", "even"),
     *("first", "second", "third", "sigma", "limit", "threshold"),
+    "row",
+    "col",
+    "size",
 )
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "PRODUCT": tiles.NARROW}
-ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, **BLOCKS}
+EDGES = {"LEFT_EDGE": True, "RIGHT_EDGE": True}
+ATTENTION = {"POWER": 15, "MASK": 1, "BIAS": True, "ALIBI": True, "FACTORS": False, **EDGES, **BLOCKS}
 SWEEP = {"SPREAD": 2, "CAPPED": True, "COMPRESSED": True, "BLOCK": 4096}
 LINEAR = {"WIDTH_F": 32, "WIDTH_V": 16, "CHUNK": 16, "PRODUCT": tiles.SPLIT}
 
@@ -83,11 +87,13 @@ def signature(kernel: Any, constants: dict[str, Any], dtype: str) -> dict[str, s
     return kinds
 
 
-def build(kernel: Any, constants: dict[str, Any], dtype: str) -> None:
+def build(kernel: Any, constants: dict[str, Any], dtype: str) -> str:
+    """Compile, and return the assembly."""
     source = ASTSource(fn=kernel, signature=signature(kernel, constants, dtype), constexprs=constants)
     options = {"num_warps": 4, "num_stages": 2}
     built = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     print(kernel.__name__, constants.get("MAP", ""), dtype, len(built.asm["cubin"]))
+    return built.asm["ptx"]
 
 
 def main() -> None:
@@ -96,9 +102,19 @@ def main() -> None:
         build(forward.forward, {**constants, "GATE": 1 if kind == maps.SOFTMAX else 0}, "bf16")
     for kind in (maps.SIGMOID, maps.LSSAR):
         constants = {**ATTENTION, "MAP": kind, "COUNT": maps.ROWS[kind]}
-        build(backward.queries, constants, "bf16")
+        constants["FACTORS"] = kind == maps.LSSAR
+        build(backward.queries, {**constants, "DBIAS": kind == maps.SIGMOID}, "bf16")
         build(backward.keys_and_values, constants, "bf16")
-    build(backward.row_sums, {**ATTENTION, "MAP": maps.CLIPPED, "COUNT": maps.ROWS[maps.CLIPPED]}, "fp32")
+    exact = {**ATTENTION, "MAP": maps.CLIPPED, "COUNT": maps.ROWS[maps.CLIPPED], "PRODUCT": tiles.EXACT}
+    assembly = build(backward.row_sums, exact, "fp32")
+    assert "mma" not in assembly, "float32 must not be multiplied on the matrix units"
+    for dtype in ("fp16", "bf16"):
+        shape = {"WIDTH_D": 64, "WIDTH_V": 64, "BLOCK_M": 128, "BLOCK_N": 64}
+        assembly = build(forward.forward, {**ATTENTION, **shape, "MAP": maps.LSSAR, "GATE": 0, "FACTORS": True}, dtype)
+        assert "wgmma" in assembly, "16 bits must be"
+    build(rows.directions_kernel, {"WIDTH": 64, "BLOCK": 64}, "bf16")
+    build(rows.tangents_kernel, {"WIDTH": 64, "BLOCK": 64}, "bf16")
+    build(rows.row_products_kernel, {"WIDTH": 64, "BLOCK": 64}, "bf16")
     for kernel in (linear.forward_kernel, linear.queries_kernel, linear.keys_values_kernel):
         build(kernel, LINEAR, "fp32")
     for hinge in (False, True):

@@ -41,9 +41,11 @@ class Case:
     alibi: bool = False
     power: float = 15
     dtype: torch.dtype = torch.float32
+    factors: str = "none"  # what scores are multiplied by: "rows", a number of the query; "directions", lengths too
     extra: dict[str, Any] = field(default_factory=dict)
 
 
+LONG = (2, 1, 70, 90, 20, 12)
 CASES = {
     "softmax": Case(maps.SOFTMAX),
     "softmax-full": Case(maps.SOFTMAX, causal=False, mask="bool"),
@@ -72,6 +74,16 @@ CASES = {
     "lssar-half": Case(maps.LSSAR, power=3, dtype=torch.float16),
     "lssar-bf16": Case(maps.LSSAR, power=3, dtype=torch.bfloat16),
     "lssar-ties": Case(maps.LSSAR, extra={"flat": True}),
+    "lssar-ties-half": Case(maps.LSSAR, extra={"flat": True}, factors="rows", dtype=torch.float16),
+    "lssar-rows": Case(maps.LSSAR, power=2, factors="rows", dtype=torch.float16),
+    "lssar-directions": Case(maps.LSSAR, power=3, factors="directions", mask="bool"),
+    "lssa-directions-half": Case(maps.LSSA, factors="directions", dtype=torch.float16),
+    "lssar-directions-bf16": Case(maps.LSSAR, power=3, factors="directions", dtype=torch.bfloat16),
+    # Long enough for tiles whose pairs are all allowed, beside edges on one side or both.
+    "softmax-long": Case(maps.SOFTMAX, sizes=LONG),
+    "sigmoid-long": Case(maps.SIGMOID, sizes=LONG, bias=True, alibi=True, causal=False, window=60),
+    "clipped-long": Case(maps.CLIPPED, sizes=LONG, causal=False, dtype=torch.float16),
+    "lssar-long": Case(maps.LSSAR, sizes=LONG, window=60, power=2, factors="directions"),
 }
 
 
@@ -111,7 +123,7 @@ def masks_of(case: Case) -> tuple[Tensor | None, Tensor]:
 def dense(case: Case, tensors: dict[str, Tensor], mask: Tensor | None, allowed: Tensor) -> Tensor:
     heads, groups, queries, keys, _, _ = case.sizes
     k, v = (tensors[name].repeat_interleave(heads // groups, dim=1) for name in ("key", "value"))
-    scores = 0.3 * tensors["query"] @ k.mT
+    scores = by_row(case).double()[:, None] * (directions(case, tensors["query"]) @ directions(case, k).mT)
     if mask is not None and mask.dtype is not torch.bool:
         scores = scores + mask.double().masked_fill(mask == float("-inf"), 0.0)
     if "head_bias" in tensors:
@@ -122,6 +134,16 @@ def dense(case: Case, tensors: dict[str, Tensor], mask: Tensor | None, allowed: 
     weights = dense_weights(case, scores, allowed)
     out = weights @ v
     return out * tensors["gate"].sigmoid() if "gate" in tensors else out
+
+
+def by_row(case: Case) -> Tensor:
+    """(T,): what the scores of each query are multiplied by."""
+    queries = case.sizes[2]
+    return torch.full((queries,), 0.3) if case.factors == "none" else torch.linspace(0.3, 3.0, queries)
+
+
+def directions(case: Case, x: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(x, dim=-1) if case.factors == "directions" else x
 
 
 def dense_weights(case: Case, scores: Tensor, allowed: Tensor) -> Tensor:
@@ -166,6 +188,7 @@ def test_outputs_and_gradients(name: str) -> None:
         gamma=GAMMA,
         zeta=ZETA,
         power=case.power,
+        directions=case.factors == "directions",
     )
     options = {
         "gate": tensors.get("gate"),
@@ -174,6 +197,7 @@ def test_outputs_and_gradients(name: str) -> None:
         "slopes": slopes(heads).to(DEVICE) if case.alibi else None,
         "counts": counts.to(DEVICE) if case.map == maps.LSSAR else None,
         "offsets": (counts > 3).float().to(DEVICE) if case.map == maps.LSSAR else None,
+        "row_factor": None if case.factors == "none" else by_row(case).expand(1, heads, queries).to(DEVICE),
     }
     out = attend(tensors["query"], tensors["key"], tensors["value"], call, **options)
     expected = dense(case, wide, mask, allowed)

@@ -23,26 +23,43 @@ NARROW, EXACT, SPLIT, TF32 = 0, 1, 2, 3
 #: What the argument ``MASK`` of the kernels means.
 NO_MASK, BOOL_MASK, FLOAT_MASK = 0, 1, 2
 
-# Plain table instead of an autotuner: (largest head size, 16-bit) -> rows, columns, warps, stages.
-_BLOCKS = (
-    (64, True, (128, 64, 4, 3)),
-    (128, True, (128, 64, 8, 3)),
-    (256, True, (64, 32, 8, 2)),
-    (64, False, (64, 32, 4, 2)),
-    (128, False, (32, 32, 4, 2)),
-    (256, False, (16, 16, 4, 1)),
-)
+_OPTIONS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg")
+# Plain tables instead of an autotuner: (largest head size, 16-bit) -> rows, columns, warps, stages and, where fewer
+# registers for a thread let more programs run at once, how many.
+_BLOCKS = {
+    "forward": (
+        (64, True, (128, 64, 4, 3)),
+        (128, True, (128, 64, 8, 3)),
+        (256, True, (64, 32, 8, 2)),
+        (64, False, (64, 32, 4, 2)),
+        (128, False, (32, 32, 4, 2)),
+        (256, False, (16, 16, 4, 1)),
+    ),
+    "queries": (
+        (64, True, (128, 64, 8, 3)),
+        (128, True, (128, 64, 8, 2)),
+        (256, True, (64, 32, 8, 2)),
+        (64, False, (64, 32, 4, 2)),
+        (128, False, (32, 32, 4, 2)),
+        (256, False, (16, 16, 4, 1)),
+    ),
+    "keys": (
+        (64, True, (64, 128, 8, 2)),
+        (128, True, (64, 128, 8, 2)),
+        (256, True, (32, 64, 8, 2)),
+        (64, False, (32, 64, 4, 2)),
+        (128, False, (32, 32, 4, 2)),
+        (256, False, (16, 16, 4, 1)),
+    ),
+}
 _INTERPRETER_BLOCKS = (32, 16, 4, 1)
 
 
-def blocks(head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Launch options for heads of ``head_dim`` features."""
-    if interpreting():
-        rows, cols, warps, stages = _INTERPRETER_BLOCKS
-    else:
-        half = dtype.itemsize == 2
-        rows, cols, warps, stages = next(b for size, is_half, b in _BLOCKS if head_dim <= size and is_half == half)
-    return {"BLOCK_M": rows, "BLOCK_N": cols, "num_warps": warps, "num_stages": stages}
+def blocks(kernel: str, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Launch options of a kernel, one of "forward", "queries" and "keys", for heads of ``head_dim`` features."""
+    half = dtype.itemsize == 2
+    chosen = next(b for size, is_half, b in _BLOCKS[kernel] if head_dim <= size and is_half == half)
+    return dict(zip(_OPTIONS, _INTERPRETER_BLOCKS if interpreting() else chosen, strict=False))
 
 
 def product_kind(dtype: torch.dtype) -> int:
@@ -96,17 +113,29 @@ def product(a, b, PRODUCT: tl.constexpr):
 
 @triton.jit
 def pair_scores(
-    q, k, rows, cols, mask_base, stride_mt, stride_ms, scale, shift, slope, T, S, LEFT, RIGHT,
-    MASK: tl.constexpr, ALIBI: tl.constexpr, PRODUCT: tl.constexpr,
+    products, rows, cols, factor, line, sizes,
+    EDGE: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr, ALIBI: tl.constexpr,
 ):  # fmt: skip
-    """Scores of a tile, ``scale q kᵀ + shift - slope |distance| + mask``, and which of its pairs exist."""
-    scores = product(q, tl.trans(k), PRODUCT) * scale + shift
-    distance = rows[:, None] + (S - T) - cols[None, :]
-    allowed = (rows[:, None] < T) & (cols[None, :] < S) & (distance <= LEFT) & (-distance <= RIGHT)
+    """Scores of a tile, ``factor products + shift - slope |distance| + mask``, and which of its pairs exist.
+
+    ``rows`` and ``cols`` have two dimensions, so that a tile may stand either way; ``line`` is shift, slope, the
+    mask's pointer and strides; ``sizes`` is T, S, D, Dv and the window. Without EDGE all pairs are inside the matrix
+    and the window, and single pairs need not be looked at.
+    """
+    shift, slope, mask_base, stride_mt, stride_ms = line
+    T, S, _, _, LEFT, RIGHT = sizes
+    scores = products * factor
+    if BIAS:
+        scores = scores + shift
+    distance = rows + (S - T) - cols
+    if EDGE:
+        allowed = (rows < T) & (cols < S) & (distance <= LEFT) & (-distance <= RIGHT)
+    else:
+        allowed = tl.full(scores.shape, 1, tl.int1)
     if ALIBI:
         scores = scores - slope * tl.abs(distance).to(tl.float32)
     if MASK != 0:
-        offset = rows[:, None].to(tl.int64) * stride_mt + cols[None, :].to(tl.int64) * stride_ms
+        offset = rows.to(tl.int64) * stride_mt + cols.to(tl.int64) * stride_ms
         if MASK == 1:
             allowed = allowed & (tl.load(mask_base + offset, mask=allowed, other=0) != 0)
         else:
@@ -117,16 +146,63 @@ def pair_scores(
 
 
 @triton.jit
-def key_range(first_row, T, S, LEFT, RIGHT, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First (a multiple of BLOCK_N) and end of the keys that the rows from ``first_row`` on may see."""
-    start = tl.maximum(first_row + (S - T) - LEFT, 0) // BLOCK_N * BLOCK_N
-    end = tl.minimum(first_row + BLOCK_M + (S - T) + RIGHT, S)
-    return start, end
+def line_of(bias_ptr, slope_ptr, mask_ptr, strides, b, h, BIAS: tl.constexpr, ALIBI: tl.constexpr):
+    """What :func:`pair_scores` needs to know of a head; ``strides`` are the mask's."""
+    shift = tl.load(bias_ptr + h) if BIAS else 0.0
+    slope = tl.load(slope_ptr + h) if ALIBI else 0.0
+    return shift, slope, mask_ptr + b * strides[0] + h * strides[1], strides[2], strides[3]
 
 
 @triton.jit
-def query_range(first_col, T, S, LEFT, RIGHT, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """First (a multiple of BLOCK_M) and end of the queries that may see the keys from ``first_col`` on."""
-    start = tl.maximum(first_col - (S - T) - RIGHT, 0) // BLOCK_M * BLOCK_M
-    end = tl.minimum(first_col + BLOCK_N - (S - T) + LEFT, T)
-    return start, end
+def key_tile(
+    q, keys, rows, first_col, factor, line, sizes, EDGE: tl.constexpr, MASK: tl.constexpr, BIAS: tl.constexpr,
+    ALIBI: tl.constexpr, FACTORS: tl.constexpr, PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Keys from ``first_col`` on, their numbers and factors, and what :func:`pair_scores` says of them and ``rows``.
+
+    ``keys`` are their pointer, two strides, and the pointer to the factors of single keys. ``factor`` is what the
+    scores of a row are multiplied by; with FACTORS one for each row, to be multiplied by that of the key.
+    """
+    cols, features = first_col + tl.arange(0, BLOCK_N), tl.arange(0, WIDTH_D)
+    k = load(keys[0], cols, keys[1], features, keys[2], sizes[1], sizes[2])
+    by_col = 1.0
+    products = product(q, tl.trans(k), PRODUCT)
+    if FACTORS:
+        by_col = tl.load(keys[3] + cols, mask=cols < sizes[1], other=0.0)
+        products = products * by_col[None, :]
+        factor = factor[:, None]
+    s, allowed = pair_scores(products, rows[:, None], cols[None, :], factor, line, sizes, EDGE, MASK, BIAS, ALIBI)
+    return k, cols, by_col, s, allowed
+
+
+@triton.jit
+def key_range(first_row, sizes, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bounds of three loops over the keys that the rows from ``first_row`` on may see, as :func:`bounds` has them."""
+    T, S, _, _, LEFT, RIGHT = sizes
+    at = first_row + (S - T)
+    end = tl.minimum(at + BLOCK_M + RIGHT, S)
+    last = tl.minimum(at + RIGHT + 1, S)
+    return bounds(at - LEFT, end, at + BLOCK_M - 1 - LEFT, last, first_row + BLOCK_M <= T, BLOCK_N)
+
+
+@triton.jit
+def query_range(first_col, sizes, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Bounds of three loops over the queries that may see the keys from ``first_col`` on."""
+    T, S, _, _, LEFT, RIGHT = sizes
+    at = first_col - (S - T)
+    end = tl.minimum(at + BLOCK_N + LEFT, T)
+    last = tl.minimum(at + LEFT + 1, T)
+    return bounds(at - RIGHT, end, at + BLOCK_N - 1 - RIGHT, last, first_col + BLOCK_N <= S, BLOCK_M)
+
+
+@triton.jit
+def bounds(start, end, first, last, inside, BLOCK: tl.constexpr):
+    """Bounds of three loops over blocks that visit ``start`` to ``end`` once, the second one whole blocks only.
+
+    A block is whole if it lies between ``first`` and ``last``; none is if not ``inside``. All bounds but the last are
+    multiples of BLOCK.
+    """
+    start = tl.maximum(start, 0) // BLOCK * BLOCK
+    whole = tl.maximum(start, (tl.maximum(first, 0) + BLOCK - 1) // BLOCK * BLOCK)
+    stop = tl.where(inside, tl.maximum(whole, tl.maximum(last, 0) // BLOCK * BLOCK), whole)
+    return start, tl.minimum(whole, end), whole, stop, stop, end

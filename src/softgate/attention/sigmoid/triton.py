@@ -72,7 +72,10 @@ def run(
         )
 
     shift = resolve_bias(bias, seq_len, key.shape[-2])
-    per_head = shift if isinstance(shift, Tensor) else query.new_tensor(shift, dtype=torch.float32)
+    heads = query.shape[-3]
+    # Filled on the device: a tensor made of a number on the host is copied, and the call waits for it.
+    if not isinstance(shift, Tensor):
+        shift = torch.full((heads,), shift, dtype=torch.float32, device=query.device)
     call = Call(maps.SIGMOID, factor, *masks.window_bounds(window, is_causal), reference)
     with masks.without_autocast(query):
         return attend(
@@ -81,6 +84,6 @@ def run(
             value,
             call,
             mask=attn_mask,
-            head_bias=per_head.expand(query.shape[-3]),
-            slopes=None if alibi_slopes is None else alibi_slopes.expand(query.shape[-3]),
+            head_bias=shift.expand(heads),
+            slopes=None if alibi_slopes is None else alibi_slopes.expand(heads),
         )

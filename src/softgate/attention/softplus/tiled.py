@@ -126,7 +126,12 @@ def run(
 
 @torch.no_grad()
 def visible_keys_in_tiles(tiles: Tiles, like: Tensor) -> Tensor:
-    """N, (…, T, 1), counted tile by tile."""
+    """N, (…, T, 1), counted tile by tile, or worked out where no mask but causality and a window leaves keys out."""
+    if tiles.attn_mask is None:
+        position = torch.arange(tiles.queries, device=like.device)[:, None] + (tiles.keys - tiles.queries)
+        end = tiles.keys if tiles.right is None else (position + (tiles.right + 1)).clamp(0, tiles.keys)
+        first = 0 if tiles.left is None else (position - tiles.left).clamp(0, tiles.keys)
+        return torch.zeros_like(position, dtype=like.dtype) + (end - first)
     lead = () if tiles.attn_mask is None else tiles.attn_mask.shape[:-2]
     count = like.new_zeros(*lead, tiles.queries, 1)
     for rows in tiles.rows():

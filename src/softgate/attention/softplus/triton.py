@@ -67,34 +67,55 @@ def run(
 
     query, key, value, result_dtype = in_one_dtype(query, key, value)
     with masks.without_autocast(query):
-        q_BHTD, k_BGSD = query.float(), key.float()
-        if normalize_qk:
-            q_BHTD, k_BGSD = unit_vectors(q_BHTD), unit_vectors(k_BGSD)
-        count = visible_keys_in_tiles(Tiles.of(query, key, attn_mask, is_causal, window), q_BHTD)
-        q_BHTD = q_BHTD * score_factor(count, query.shape[-1], scale, length_scale, normalize_qk)
+        # 16-bit queries and keys stay what they are, and their lengths divide the scores. Where nothing bounds the
+        # scores, weights before their division may be more than float16 holds.
+        narrow = query.dtype is torch.bfloat16 or (query.dtype is torch.float16 and normalize_qk)
+        count = visible_keys_in_tiles(Tiles.of(query, key, attn_mask, is_causal, window), query[:0, :0, :0].float())
+        factor = score_factor(count, query.shape[-1], scale, length_scale, normalize_qk)
 
         def reference(q: Tensor, k: Tensor, v: Tensor, _gate: Any, _bias: Any) -> Tensor:
             mask = masks.resolve_mask(attn_mask, q, k, is_causal, window)
+            if narrow:
+                q, k = prepared(q.float(), k.float(), factor, normalize_qk)
             weights = first_stage(masks.attention_scores(q, k, 1.0, mask), mask.allowed, phi)
             if reweight_power is not None:
                 weights = second_stage(weights, count, reweight_power, offset, offset_min_keys)
-            return weights @ masks.expand_kv_heads(v, q.shape[-3])
+            return (weights @ masks.expand_kv_heads(v.float(), q.shape[-3])).to(v.dtype)
 
-        rows = count[..., 0].expand(query.shape[:-1]).contiguous()
+        if not narrow:
+            query, key = prepared(query.float(), key.float(), factor, normalize_qk)
+            value = value.float()
+        rows = of_rows(count, query)
         call = Call(
             maps.LSSA if reweight_power is None else maps.LSSAR,
             1.0,
             *masks.window_bounds(window, is_causal),
             reference,
             power=1.0 if reweight_power is None else reweight_power,
+            directions=narrow and normalize_qk,
         )
         out = attend(
-            q_BHTD,
-            k_BGSD,
-            value.to(torch.float32),
+            query,
+            key,
+            value,
             call,
             mask=attn_mask,
             counts=rows,
             offsets=level(rows, offset, offset_min_keys),
+            row_factor=of_rows(factor, query) if narrow else None,
         )
         return out.to(result_dtype)
+
+
+def of_rows(x: Tensor | float, query: Tensor) -> Tensor:
+    """A number, or one for each query (…, T, 1), as a float32 tensor (B, H, T)."""
+    if not isinstance(x, Tensor):
+        return torch.full(query.shape[:-1], x, dtype=torch.float32, device=query.device)
+    return x[..., 0].expand(query.shape[:-1]).contiguous()
+
+
+def prepared(query: Tensor, key: Tensor, factor: Tensor | float, normalize_qk: bool) -> tuple[Tensor, Tensor]:
+    """Queries times the factor of their scores, and keys, both in float32 and of length 1 if ``normalize_qk``."""
+    if normalize_qk:
+        query, key = unit_vectors(query), unit_vectors(key)
+    return query * factor, key
