@@ -53,7 +53,7 @@ class Call:
             "WIDTH_V": tiles.width(value.shape[-1]),
             "LEFT_EDGE": self.left is not None,
             "RIGHT_EDGE": self.right is not None,
-            **tiles.blocks(kernel, max(query.shape[-1], value.shape[-1]), query.dtype),
+            **tiles.blocks(kernel, self.map, max(query.shape[-1], value.shape[-1]), query.dtype),
         }
 
     def numbers(self) -> tuple[float, float, float, float]:
@@ -98,9 +98,19 @@ def attend(
     Returns:
         (B, H, T, Dv) in the dtype of ``query``.
     """
+    width = value.shape[-1]
+    if query.dtype.itemsize == 2 and (query.shape[-1] % tiles.ALIGNED or width % tiles.ALIGNED):
+        if gate is not None and gate.shape[-1] == width:
+            gate = _aligned(gate)
+        query, key, value = _aligned(query), _aligned(key), _aligned(value)
     constants = (mask, slopes, counts, offsets, row_factor, call)
     result: Tensor = _Attention.apply(query, key, value, gate, head_bias, *constants)
-    return result
+    return result if result.shape[-1] == width else result[..., :width].contiguous()
+
+
+def _aligned(x: Tensor) -> Tensor:
+    """``x`` with zeros for further features, so that every row starts where the fast loads of a GPU can start."""
+    return torch.nn.functional.pad(x, (0, -x.shape[-1] % tiles.ALIGNED))
 
 
 @dataclass(frozen=True)
@@ -193,7 +203,7 @@ class _Attention(torch.autograd.Function):
             products, openness = dout.float() * out.float(), torch.sigmoid(gate.float())
             dgate = (products.sum_to_size(gate.shape) * (1.0 - openness)).to(gate.dtype)
             dout, delta = (dout.float() * openness).to(dout.dtype).contiguous(), products.sum(-1)
-        elif call.map in (maps.SOFTMAX, maps.LSSA, maps.LSSAR):
+        elif call.map in (maps.SOFTMAX, maps.LSSA) or (call.map == maps.LSSAR and row_factor is None):
             delta = rows.row_products(dout, out)
         vectors = _Vectors.of(query, key, row_factor, call)
         # A copy, completed in place: what forward kept must serve another backward pass (retain_graph=True).
@@ -259,9 +269,11 @@ class _Backward:
             self.stats[5 if self.call.map == maps.LSSAR else 1] = delta
         if self.call.map in (maps.CLIPPED, maps.LSSAR):
             grid, constants = self._by_rows()
-            sums = torch.empty_like(self.stats[0])
+            sums = torch.empty_like(self.stats[:2])
             row_sums[grid](*self.tensors, sums, *self.sizes, **constants)
-            self.stats[1 if self.call.map == maps.CLIPPED else 6] = sums
+            self.stats[1 if self.call.map == maps.CLIPPED else 6] = sums[0]
+            if self.flags["FACTORS"]:
+                self.stats[5] = sums[1]
 
     def queries(self, with_bias: bool) -> tuple[Tensor, Tensor | None]:
         """Gradients of the queries and of the heads' biases."""

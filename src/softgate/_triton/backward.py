@@ -3,6 +3,9 @@
 Weights are computed anew per tile. Queries and keys have a kernel each, so that nothing is added atomically and the
 result is the same in every run. The kernel of the keys has them in the rows of its tiles: weights and gradients of
 scores are then left operands of its products as they come out of the scores, without being transposed.
+
+With FACTORS, gradients of scores enter their products in two parts of 16 bits: most of what they give may lie along the
+vectors, whose lengths do not count, and is taken out again.
 """
 
 from __future__ import annotations
@@ -10,8 +13,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from softgate._triton.maps import row_statistics, row_term, score_gradient, weights
-from softgate._triton.tiles import key_range, key_tile, line_of, load, pair_scores, product, query_range, store
+from softgate._triton.maps import reweighted_sums, row_statistics, row_term, score_gradient, weights
+from softgate._triton.tiles import (
+    key_range,
+    key_tile,
+    line_of,
+    load,
+    pair_scores,
+    product,
+    query_range,
+    rounded_product,
+    store,
+)
 
 
 @triton.jit
@@ -37,7 +50,7 @@ def row_sums(
     ALIBI: tl.constexpr, FACTORS: tl.constexpr, LEFT_EDGE: tl.constexpr, RIGHT_EDGE: tl.constexpr,
     PRODUCT: tl.constexpr, WIDTH_D: tl.constexpr, WIDTH_V: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """The term of :func:`softgate._triton.maps.row_term` summed over each row."""
+    """The term of :func:`softgate._triton.maps.row_term` summed over each row; for LSSAR with FACTORS Δ and E."""
     first_row, batch_head = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M, tl.program_id(1)
     b, h = (batch_head // H).to(tl.int64), (batch_head % H).to(tl.int64)
     group = h // (H // G)
@@ -53,6 +66,7 @@ def row_sums(
     factor = tl.load(row_ptr + row_base + rows, mask=rows < T, other=0.0) if FACTORS else scale
     loops = key_range(first_row, sizes, BLOCK_M, BLOCK_N)
     total = tl.zeros([BLOCK_M], tl.float32)
+    delta, slopes = total, total
     for part in tl.static_range(FIRST, 3):
         for first_col in range(loops[2 * part], loops[2 * part + 1], BLOCK_N):
             _, cols, _, s, allowed = key_tile(
@@ -61,7 +75,17 @@ def row_sums(
             )  # fmt: skip
             v = load(v_base, cols, svs, out_features, svd, S, DV)
             dweights = product(dout, tl.trans(v), PRODUCT)
-            total += row_term(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER, PRODUCT)
+            if FACTORS:
+                of_weights, of_slopes, slope = reweighted_sums(s, allowed, dweights, stats, power, POWER, PRODUCT)
+                delta += of_weights
+                total += of_slopes
+                slopes += slope
+            else:
+                total += row_term(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER, PRODUCT)
+    if FACTORS:
+        level = tl.load(stats_ptr + 6 * stats_stride + row_base + rows, mask=rows < T, other=0.0)
+        total = level * (total - delta * slopes)
+        tl.store(sums_ptr + stats_stride + row_base + rows, delta, mask=rows < T)
     tl.store(sums_ptr + row_base + rows, total, mask=rows < T)
 
 
@@ -105,7 +129,7 @@ def queries(
                 dbias += tl.sum(ds, 1)
             if FACTORS:
                 ds = ds * by_col[None, :]
-            dq += product(ds.to(k.dtype), k, PRODUCT)
+            dq += rounded_product(ds, k, FACTORS, PRODUCT)
     dq = dq * (factor[:, None] if FACTORS else scale)
     if DBIAS:
         tl.store(dbias_ptr + row_base + rows, dbias, mask=rows < T)
@@ -157,7 +181,7 @@ def keys_and_values(
                 ds = score_gradient(s, allowed, dweights, stats, gamma, zeta, power, MAP, POWER, PRODUCT)
                 if FACTORS:
                     ds = ds * by_row[None, :]
-                dk += product(ds.to(q.dtype), q, PRODUCT)
+                dk += rounded_product(ds, q, FACTORS, PRODUCT)
     dk = dk * (by_col[:, None] if FACTORS else scale)
     store(dk_ptr + base * D, cols, D, features, 1, S, D, dk)
     store(dv_ptr + base * DV, cols, DV, out_features, 1, S, DV, dv)

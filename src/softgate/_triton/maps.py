@@ -174,6 +174,17 @@ def score_gradient(
 
 
 @triton.jit
+def reweighted_sums(scores, allowed, dweights, stats, power, POWER: tl.constexpr, PRODUCT: tl.constexpr):
+    """LSSAR: sums of w dw, of g dw and of g over each row, where Δ is the first and E is o / N (Σ g dw - Δ Σ g).
+
+    Outputs rounded to 16 bits are no longer near enough to the weights to make Δ of them.
+    """
+    g = tl.where(allowed, reweighted_slope(scores, allowed, stats, power, POWER), 0.0)
+    w = weights(scores, allowed, stats, 0.0, 1.0, power, 4, POWER, PRODUCT)
+    return tl.sum(w * dweights, 1), tl.sum(g * dweights, 1), tl.sum(g, 1)
+
+
+@triton.jit
 def row_term(
     scores, allowed, dweights, stats, gamma, zeta, power, MAP: tl.constexpr, POWER: tl.constexpr, PRODUCT: tl.constexpr
 ):

@@ -14,9 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from softgate._triton import interpreting
+from softgate._triton.maps import CLIPPED, LSSA, LSSAR
 
 #: Farther than any key: a window without a limit.
 UNLIMITED = 1 << 30
+#: Features of 16 bits are padded to a multiple of this: 32 bytes.
+ALIGNED = 16
 #: What the argument ``PRODUCT`` of the kernels means: operands as they are, of 16 bits; float32 with exact products;
 #: float32 in three products of tf32, whose sums lose a few bits; 16 bits as tf32, which holds float16 exactly.
 NARROW, EXACT, SPLIT, TF32 = 0, 1, 2, 3
@@ -25,8 +28,28 @@ NO_MASK, BOOL_MASK, FLOAT_MASK = 0, 1, 2
 
 _OPTIONS = ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages", "maxnreg")
 # Plain tables instead of an autotuner: (largest head size, 16-bit) -> rows, columns, warps, stages and, where fewer
-# registers for a thread let more programs run at once, how many.
-_BLOCKS = {
+# registers for a thread let more programs run at once, how many. By kernel, or by kernel and map where a map differs.
+_SOFTPLUS_FORWARD = (
+    (128, True, (128, 64, 8, 3)),
+    (256, True, (64, 32, 8, 2)),
+    (64, False, (64, 32, 4, 2)),
+    (128, False, (32, 32, 4, 2)),
+    (256, False, (16, 16, 4, 1)),
+)
+# Of the keys half as many queries at a time: more would not fit into registers.
+_FEW_QUERIES = (
+    (128, True, (32, 128, 8, 2)),
+    (256, True, (32, 64, 8, 2)),
+    (64, False, (32, 64, 4, 2)),
+    (128, False, (32, 32, 4, 2)),
+    (256, False, (16, 16, 4, 1)),
+)
+_BLOCKS: dict[Any, tuple[tuple[int, bool, tuple[int, ...]], ...]] = {
+    ("forward", LSSA): _SOFTPLUS_FORWARD,
+    ("forward", LSSAR): _SOFTPLUS_FORWARD,
+    ("keys", CLIPPED): _FEW_QUERIES,
+    ("keys", LSSA): _FEW_QUERIES,
+    ("keys", LSSAR): _FEW_QUERIES,
     "forward": (
         (64, True, (128, 64, 4, 3)),
         (128, True, (128, 64, 8, 3)),
@@ -55,10 +78,11 @@ _BLOCKS = {
 _INTERPRETER_BLOCKS = (32, 16, 4, 1)
 
 
-def blocks(kernel: str, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Launch options of a kernel, one of "forward", "queries" and "keys", for heads of ``head_dim`` features."""
+def blocks(kernel: str, kind: int, head_dim: int, dtype: torch.dtype) -> dict[str, Any]:
+    """Launch options of a kernel, one of "forward", "queries" and "keys", for a map and heads of so many features."""
     half = dtype.itemsize == 2
-    chosen = next(b for size, is_half, b in _BLOCKS[kernel] if head_dim <= size and is_half == half)
+    table = _BLOCKS.get((kernel, kind)) or _BLOCKS[kernel]
+    chosen = next(b for size, is_half, b in table if head_dim <= size and is_half == half)
     return dict(zip(_OPTIONS, _INTERPRETER_BLOCKS if interpreting() else chosen, strict=False))
 
 
@@ -109,6 +133,16 @@ def product(a, b, PRODUCT: tl.constexpr):
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32x3")
     else:
         return tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="tf32")
+
+
+@triton.jit
+def rounded_product(a, b, TWICE: tl.constexpr, PRODUCT: tl.constexpr):
+    """Product of float32 ``a`` rounded to what ``b`` is; with TWICE also of what that rounding left."""
+    high = a.to(b.dtype)
+    result = product(high, b, PRODUCT)
+    if TWICE:
+        result += product((a - high.to(tl.float32)).to(b.dtype), b, PRODUCT)
+    return result
 
 
 @triton.jit

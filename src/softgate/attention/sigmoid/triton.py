@@ -75,7 +75,7 @@ def run(
     heads = query.shape[-3]
     # Filled on the device: a tensor made of a number on the host is copied, and the call waits for it.
     if not isinstance(shift, Tensor):
-        shift = torch.full((heads,), shift, dtype=torch.float32, device=query.device)
+        shift = torch.full((heads,), float(shift), dtype=torch.float32, device=query.device)
     call = Call(maps.SIGMOID, factor, *masks.window_bounds(window, is_causal), reference)
     with masks.without_autocast(query):
         return attend(
