@@ -98,7 +98,7 @@ def build(kernel: Any, constants: dict[str, Any], dtype: str) -> str:
 
 def main() -> None:
     for kind in (maps.SOFTMAX, maps.SIGMOID, maps.CLIPPED, maps.LSSAR):
-        constants = {**ATTENTION, "MAP": kind}
+        constants = {**ATTENTION, "MAP": kind, "FACTORS": kind == maps.LSSAR}
         build(forward.forward, {**constants, "GATE": 1 if kind == maps.SOFTMAX else 0}, "bf16")
     for kind in (maps.SIGMOID, maps.LSSAR):
         constants = {**ATTENTION, "MAP": kind, "COUNT": maps.ROWS[kind]}
@@ -110,12 +110,13 @@ def main() -> None:
     assert "mma" not in assembly, "float32 must not be multiplied on the matrix units"
     for dtype in ("fp16", "bf16"):
         shape = {"WIDTH_D": 64, "WIDTH_V": 64, "BLOCK_M": 128, "BLOCK_N": 64}
-        assembly = build(forward.forward, {**ATTENTION, **shape, "MAP": maps.LSSAR, "GATE": 0, "FACTORS": True}, dtype)
+        assembly = build(forward.forward, {**ATTENTION, **shape, "MAP": maps.SIGMOID, "GATE": 0}, dtype)
         assert "wgmma" in assembly, "16 bits must be"
     build(rows.directions_kernel, {"WIDTH": 64, "BLOCK": 64}, "bf16")
     build(rows.tangents_kernel, {"WIDTH": 64, "BLOCK": 64}, "bf16")
     build(rows.row_products_kernel, {"WIDTH": 64, "BLOCK": 64}, "bf16")
-    for kernel in (linear.forward_kernel, linear.queries_kernel, linear.keys_values_kernel):
+    build(linear.forward_kernel, {**LINEAR, "PRODUCT": tiles.TF32}, "fp32")
+    for kernel in (linear.queries_kernel, linear.keys_values_kernel):
         build(kernel, LINEAR, "fp32")
     for hinge in (False, True):
         build(fused_linear.scan_kernel, {**SWEEP, "BIAS": True, "HINGE": hinge}, "fp32")

@@ -39,7 +39,7 @@ def test_outputs_and_gradients(dtype, budget, length, groups) -> None:
     shapes = ((1, 2, length, 20), (1, groups, length, 20), (1, groups, length, 12))
     tensors = [torch.rand(s, generator=generator).to(dtype).to(DEVICE).requires_grad_() for s in shapes]
     wide = [x.detach().cpu().double().requires_grad_() for x in tensors]
-    out = causal_linear_attention(*tensors, floor(tensors[0]), quadratic)
+    out = causal_linear_attention(*tensors, floor(tensors[0]), quadratic, rounded_to=dtype)
     expected = quadratic(*wide)
     upstream = torch.randn(out.shape, generator=generator)
     got = torch.autograd.grad(out, tensors, upstream.to(DEVICE))

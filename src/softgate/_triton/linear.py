@@ -28,6 +28,11 @@ from softgate._math.double_backward import differentiable_gradients
 from softgate._triton import interpreting, tiles
 from softgate._triton.tiles import load, product, store
 
+#: How products are computed, by what results are rounded to. Outputs are means with weights that are not negative: one
+#: product of tf32 is enough for 8 bits. Gradients are differences and may cancel.
+_FORWARD = {torch.float32: tiles.EXACT, torch.float16: tiles.SPLIT, torch.bfloat16: tiles.TF32}
+_BACKWARD = {torch.float32: tiles.EXACT, torch.float16: tiles.SPLIT, torch.bfloat16: tiles.SPLIT}
+
 
 @triton.jit
 def forward_kernel(
@@ -132,7 +137,7 @@ def causal_linear_attention(
     floor: Tensor,
     reference: Callable[..., Tensor],
     *,
-    exact: bool = True,
+    rounded_to: torch.dtype = torch.float32,
 ) -> Tensor:
     """Normalised causal linear attention by the kernels; gradients for all three tensors.
 
@@ -142,13 +147,12 @@ def causal_linear_attention(
         value: (B, G, T, Dv).
         floor: (B, H, T), added to the denominators; gets no gradient.
         reference: the same outputs in plain torch, for derivatives of the gradient.
-        exact: whether products of float32 keep all their bits; otherwise they run on the matrix units and lose a few,
-            which a result rounded to 16 bits does not show.
+        rounded_to: what the caller rounds the result to, which decides how exact its products need to be.
 
     Returns:
         (B, H, T, Dv) in float32.
     """
-    result: Tensor = _CausalLinear.apply(query_features, key_features, value, floor, reference, exact)
+    result: Tensor = _CausalLinear.apply(query_features, key_features, value, floor, reference, rounded_to)
     return result
 
 
@@ -161,7 +165,7 @@ class _CausalLinear(torch.autograd.Function):
         value: Tensor,
         floor: Tensor,
         reference: Callable[..., Tensor],
-        exact: bool,
+        rounded_to: torch.dtype,
     ) -> Tensor:
         batch, heads, length = query.shape[:3]
         out = torch.empty((batch, heads, length, value.shape[3]), dtype=torch.float32, device=query.device)
@@ -171,10 +175,11 @@ class _CausalLinear(torch.autograd.Function):
         forward_kernel[(batch * heads, triton.cdiv(length, segment))](
             query, key, value, floor.float().contiguous(), *past, out, denominator,
             *query.stride(), *key.stride(), *value.stride(),
-            heads, key.shape[1], length, query.shape[3], value.shape[3], segment, **_constants(query, value, exact),
+            heads, key.shape[1], length, query.shape[3], value.shape[3], segment,
+            **_constants(query, value, _FORWARD[rounded_to]),
         )  # fmt: skip
         ctx.save_for_backward(query, key, value, out, denominator)
-        ctx.reference, ctx.exact = reference, exact
+        ctx.reference, ctx.rounded_to = reference, rounded_to
         return out
 
     @staticmethod
@@ -190,7 +195,7 @@ class _CausalLinear(torch.autograd.Function):
         dq = torch.empty((batch, heads, length, features), dtype=torch.float32, device=query.device)
         dk = torch.empty_like(dq)
         dv = torch.empty_like(out)
-        segment, constants = _segment(query), _constants(query, value, ctx.exact)
+        segment, constants = _segment(query), _constants(query, value, _BACKWARD[ctx.rounded_to])
         grid, sizes = (batch * heads, triton.cdiv(length, segment)), (heads, groups, length, features, width, segment)
         queries_kernel[grid](
             key, value, g, c, *_sums_before(key, value, segment), dq, *key.stride(), *value.stride(), *sizes,
@@ -233,12 +238,12 @@ def _running(x: Tensor) -> Tensor:
     return torch.cat((torch.zeros_like(x[:, :, :1]), x[:, :, :-1].cumsum(2)), 2)
 
 
-def _constants(query: Tensor, value: Tensor, exact: bool) -> dict[str, Any]:
+def _constants(query: Tensor, value: Tensor, product_kind: int) -> dict[str, Any]:
     return {
         "WIDTH_F": tiles.width(query.shape[-1]),
         "WIDTH_V": tiles.width(value.shape[-1]),
         "CHUNK": 16 if interpreting() else 64,
-        "PRODUCT": tiles.EXACT if exact else tiles.SPLIT,
+        "PRODUCT": product_kind,
         "num_warps": 8 if query.shape[-1] > 64 else 4,
         "num_stages": 1,
     }

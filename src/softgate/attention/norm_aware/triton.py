@@ -80,6 +80,6 @@ def run(
             mapped.v_BGSD,
             floor_BHT,
             reference,
-            exact=query.dtype is torch.float32,
+            rounded_to=query.dtype,
         )
         return y_BHTD.to(query.dtype)
