@@ -67,9 +67,7 @@ def run(
 
     query, key, value, result_dtype = in_one_dtype(query, key, value)
     with masks.without_autocast(query):
-        # 16-bit queries and keys stay what they are, and their lengths divide the scores. Where nothing bounds the
-        # scores, weights before their division may be more than float16 holds.
-        narrow = query.dtype is torch.bfloat16 or (query.dtype is torch.float16 and normalize_qk)
+        narrow = stays_narrow(query, normalize_qk)
         count = visible_keys_in_tiles(Tiles.of(query, key, attn_mask, is_causal, window), query[:0, :0, :0].float())
         factor = score_factor(count, query.shape[-1], scale, length_scale, normalize_qk)
 
@@ -83,8 +81,7 @@ def run(
             return (weights @ masks.expand_kv_heads(v.float(), q.shape[-3])).to(v.dtype)
 
         if not narrow:
-            query, key = prepared(query.float(), key.float(), factor, normalize_qk)
-            value = value.float()
+            query, key, value = *prepared(query.float(), key.float(), factor, normalize_qk), value.float()
         rows = of_rows(count, query)
         call = Call(
             maps.LSSA if reweight_power is None else maps.LSSAR,
@@ -105,6 +102,14 @@ def run(
             row_factor=of_rows(factor, query) if narrow else None,
         )
         return out.to(result_dtype)
+
+
+def stays_narrow(query: Tensor, normalize_qk: bool) -> bool:
+    """Whether queries and keys stay in 16 bits, so that their lengths divide the scores.
+
+    Where nothing bounds the scores, weights before their division may be more than float16 holds.
+    """
+    return query.dtype is torch.bfloat16 or (query.dtype is torch.float16 and normalize_qk)
 
 
 def of_rows(x: Tensor | float, query: Tensor) -> Tensor:
