@@ -24,6 +24,7 @@ from softgate._triton import (
     pointwise,
     row_slopes,
     row_sums,
+    rows,
     suppression,
     tiles,
 )
@@ -54,14 +55,14 @@ FLOAT32 = (
     "final",
     "kept",
     "weight",
+    "row",
+    "col",
+    "size",
 )
 INT64 = ("target", "order", "offsets", "keep", "picks")
 FLOATS = (
     *("scale", "gamma", "zeta", "power", "softcap", "temperature", "even"),
     *("first", "second", "third", "sigma", "limit", "threshold"),
-    "row",
-    "col",
-    "size",
 )
 BLOCKS = {"BLOCK_M": 32, "BLOCK_N": 16, "WIDTH_D": 32, "WIDTH_V": 16, "PRODUCT": tiles.NARROW}
 EDGES = {"LEFT_EDGE": True, "RIGHT_EDGE": True}
