@@ -33,6 +33,7 @@ class AutogradProblem:
     def __init__(self, closure: Callable[[], Any], params: Sequence[Tensor], kind: str, name: str) -> None:
         self.closure, self.params, self.kind, self.name = closure, list(params), kind, name
         self.dim = sum(p.numel() for p in self.params)
+        self.moves = 0
 
     def vector(self) -> Tensor:
         """All parameters, (d,), a copy."""
@@ -40,6 +41,7 @@ class AutogradProblem:
 
     def assign(self, x: Tensor) -> None:
         """Give the parameters the values x."""
+        self.moves += 1
         with torch.no_grad():
             for p, part in zip(self.params, x.split([p.numel() for p in self.params]), strict=True):
                 p.copy_(part.reshape(p.shape))
@@ -47,8 +49,7 @@ class AutogradProblem:
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Loss, and what the curvature is made of."""
         self.assign(x)
-        with torch.enable_grad():
-            made = self.closure()
+        made = self.closure()
         parts = made if isinstance(made, tuple) else (made,)
         wanted = 2 if self.kind == "ggn" else 1
         if len(parts) != wanted or not all(isinstance(part, Tensor) for part in parts):
@@ -77,6 +78,7 @@ class AutogradProblem:
         ]
         return torch.cat(parts, -1)
 
+    @torch.enable_grad()
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Loss and gradient (d,) at x."""
         loss, _ = self._evaluate(x)
@@ -91,27 +93,28 @@ class AutogradProblem:
                 f"{self.name} must not call backward: the gradient is taken from what it returns"
             ) from error
 
+    @torch.enable_grad()
     def curvature(self, name: str, x: Tensor, *, dense: bool) -> Curvature:
         """The curvature ``name`` at x; ``dense`` lets it be written out where it is small."""
         check_choice("curvature", name, CURVATURES)
-        loss, part = self._evaluate(x)
         if name == "fisher":
-            eye = torch.eye(len(part), dtype=part.dtype, device=part.device)
-            rows = self._grad(part, eye, is_grads_batched=True)
-            return LowRankCurvature(rows, part.new_full((len(part),), 1.0 / len(part)))
+            _, losses = self._evaluate(x)
+            rows = self._grad(losses, _eye(len(losses), losses), is_grads_batched=True).detach()
+            return LowRankCurvature(rows, losses.new_full((len(losses),), 1.0 / len(losses)).detach())
+        if name == "exact" and dense and self.dim <= DENSE_UP_TO:
+            gradient = self._grad(self._evaluate(x)[0], create_graph=True)
+            H = self._grad(gradient, _eye(self.dim, x), retain_graph=True, is_grads_batched=True).detach()
+            return DenseCurvature(0.5 * (H + H.mT))
+        return MatVecCurvature(_Products(self, name, x), self.dim, dtype=x.dtype, device=x.device)
+
+    @torch.enable_grad()
+    def product(self, name: str, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """``v -> H v`` at x, by the graph of one evaluation; good until the parameters move."""
+        loss, part = self._evaluate(x)
         if name == "ggn":
-            product = self._gauss_newton(loss, part)
-        else:
-            gradient = self._grad(loss, create_graph=True)
-
-            def product(v: Tensor) -> Tensor:
-                return self._grad(gradient, v, retain_graph=True)
-
-            if dense and self.dim <= DENSE_UP_TO:
-                eye = torch.eye(self.dim, dtype=x.dtype, device=x.device)
-                H = self._grad(gradient, eye, retain_graph=True, is_grads_batched=True)
-                return DenseCurvature(0.5 * (H + H.mT))
-        return MatVecCurvature(product, self.dim, dtype=x.dtype, device=x.device)
+            return self._gauss_newton(loss, part)
+        gradient = self._grad(loss, create_graph=True)
+        return lambda v: self._grad(gradient, v, retain_graph=True)
 
     def _gauss_newton(self, loss: Tensor, logits: Tensor) -> Callable[[Tensor], Tensor]:
         """``v -> Jᵀ (∇² of the loss in the logits) J v``; ``J v`` is the derivative of ``Jᵀ w`` in w."""
@@ -125,3 +128,22 @@ class AutogradProblem:
             return self._grad(logits, bent, retain_graph=True)
 
         return product
+
+
+class _Products:
+    """Products with the curvature at x; the graph is made again after the parameters were somewhere else."""
+
+    def __init__(self, problem: AutogradProblem, name: str, x: Tensor) -> None:
+        self.problem, self.name, self.x = problem, name, x
+        self.moves = -1
+        self.product: Callable[[Tensor], Tensor]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        if self.moves != self.problem.moves:
+            self.product = self.problem.product(self.name, self.x)
+            self.moves = self.problem.moves
+        return self.product(v)
+
+
+def _eye(n: int, like: Tensor) -> Tensor:
+    return torch.eye(n, dtype=like.dtype, device=like.device)

@@ -25,6 +25,7 @@ class Adaptive(Rule):
     def __init__(self, gamma: float, test: str) -> None:
         super().__init__(min(max(gamma, GAMMA_MIN), GAMMA_MAX))
         self.test = test
+        self.compares_values = test == "function"
         self.lam = 0.0
 
     def propose(self, here: Point, curvature: Curvature | None, metric: Metric, start: Tensor | None) -> Tensor:
@@ -115,6 +116,7 @@ class SuperNewton(Constant):
     """``λ = H_k ‖g‖_*``: the adaptive Newton method of Doikov, Mishchenko and Nesterov, for exponent 1."""
 
     symbol = "H"
+    compares_values = False
 
     def __init__(self) -> None:
         super().__init__(4.0, 4.0)

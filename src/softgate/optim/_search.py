@@ -49,11 +49,13 @@ class Rule(ABC):
         symbol: what the number is called in the history.
         value: the number.
         uses_curvature: whether a curvature is built at every accepted point.
+        compares_values: whether steps are judged by values, whose differences drown in rounding first.
         solves: systems solved so far.
     """
 
     symbol = "gamma"
     uses_curvature = True
+    compares_values = True
 
     def __init__(self, value: float) -> None:
         self.value = value
@@ -166,22 +168,32 @@ class Search:
             else:
                 there = self.point(here.x + h)
                 change = self._judge(here, there, h)
-                if change != "reject":
+                if change in ("accept", "last"):
                     return self._move(here, there, h, change)
+                if change == "noise":
+                    self.status = "precision"
+                    return here
             if not self.rule.rejected():
                 break
         self.status = "search_failed"
         return here
 
     def _judge(self, here: Point, there: Point, h: Tensor) -> str:
-        """``"accept"``, ``"reject"`` or, where values cannot tell any more, ``"last"``: take it and stop."""
+        """``"accept"`` or ``"reject"``; where values cannot tell any more ``"last"``, take it and stop, or ``"noise"``.
+
+        Both the change of the value and what the slope promises must be below what rounding leaves of a value: two
+        points on opposite sides of a valley have equal values as well.
+        """
         if not there.is_finite:
             return "reject"
         if self.rule.accepts(here, there, h):
             return "accept"
-        if abs(here.value - there.value) <= here.resolution() and there.dual <= here.dual:
+        promised = abs(float(torch.dot(here.grad, h)))
+        if max(promised, abs(here.value - there.value)) > here.resolution():
+            return "reject"
+        if there.dual <= here.dual:
             return "accept" if there.dual <= 0.5 * here.dual else "last"
-        return "reject"
+        return "noise" if self.rule.compares_values else "reject"
 
     def _move(self, here: Point, there: Point, h: Tensor, change: str) -> Point:
         length = self.metric.norm(h)

@@ -265,7 +265,7 @@ class RankOneCurvature(Curvature):
         return self
 
     def solve(self, rhs: Tensor, lam: float, metric: Any = None, start: Tensor | None = None) -> Tensor:
-        """See :meth:`Curvature.solve`; exact also where ``rhs`` is parallel to v and λ tiny."""
+        """See :meth:`Curvature.solve`."""
         if not lam > 0.0:
             raise StateError(f"H + lam B must be positive definite, which it is not at lam = {lam:.3g}")
         metric = as_metric(metric, self.dim, self.v)

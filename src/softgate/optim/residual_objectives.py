@@ -61,8 +61,12 @@ class PowerResidual(Objective):
 
     def _scales(self, u: Tensor) -> tuple[float, float]:
         """``‖u‖^{p-2}`` and ``(p-2) ‖u‖^{p-4}``, the second 0 at u = 0: what it multiplies vanishes faster."""
-        size = float(torch.linalg.vector_norm(u))
+        size = float(torch.linalg.vector_norm(u.detach()))
         return size ** (self.p - 2.0), (self.p - 2.0) * size ** (self.p - 4.0) if size > 0.0 else 0.0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Value at x (d,), a scalar."""
+        return torch.linalg.vector_norm(self.u(x)) ** self.p / self.p
 
     def value_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """See :meth:`Objective.value_and_grad`."""
