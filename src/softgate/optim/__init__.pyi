@@ -1,10 +1,10 @@
+from .curvature import BandedCurvature as BandedCurvature
 from .curvature import BlockDiagCurvature as BlockDiagCurvature
 from .curvature import Curvature as Curvature
 from .curvature import DenseCurvature as DenseCurvature
 from .curvature import LowRankCurvature as LowRankCurvature
+from .curvature import MatVecCurvature as MatVecCurvature
 from .curvature import RankOneCurvature as RankOneCurvature
-from .curvature_operators import BandedCurvature as BandedCurvature
-from .curvature_operators import MatVecCurvature as MatVecCurvature
 from .domains import AffineSet as AffineSet
 from .domains import Ball as Ball
 from .domains import Box as Box

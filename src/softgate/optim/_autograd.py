@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from softgate.errors import ArgumentTypeError, ArgumentValueError, StateError, check_choice
-from softgate.optim.curvature import Curvature, DenseCurvature, LowRankCurvature
-from softgate.optim.curvature_operators import MatVecCurvature
+from softgate.optim._curvature import Curvature, DenseCurvature, LowRankCurvature
+from softgate.optim._curvature_operators import MatVecCurvature
 
 __all__: list[str] = []
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from softgate.errors import StateError
+from softgate.optim._curvature import Curvature
 from softgate.optim._metric import Metric
 from softgate.optim._search import GAMMA_MAX, GAMMA_MIN, Point, Rule
-from softgate.optim.curvature import Curvature
 
 __all__: list[str] = []
 

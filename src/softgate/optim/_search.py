@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from softgate.errors import ArgumentValueError, StateError
+from softgate.optim._curvature import Curvature
 from softgate.optim._metric import Metric
-from softgate.optim.curvature import Curvature
 
 __all__: list[str] = []
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from softgate._checks import check_number, check_sizes
 from softgate.errors import ArgumentTypeError, ArgumentValueError, bad_type, check_choice
 from softgate.optim._autograd import CURVATURES, AutogradProblem
+from softgate.optim._curvature import Curvature
+from softgate.optim._curvature_operators import MatVecCurvature, as_curvature
 from softgate.optim._metric import as_metric
 from softgate.optim._rules import RULES, TESTS, make_rule
 from softgate.optim._search import Point, Search, SearchOptions
-from softgate.optim.curvature import Curvature
-from softgate.optim.curvature_operators import MatVecCurvature, as_curvature
 from softgate.optim.objectives import Objective
 
 __all__ = ["OptimizeResult", "minimize_gns"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_number, check_same_device
 from softgate.errors import ArgumentTypeError, ArgumentValueError, check_choice
-from softgate.optim.curvature import BlockDiagCurvature, Curvature, LowRankCurvature
+from softgate.optim._curvature import BlockDiagCurvature, Curvature, LowRankCurvature
 
 __all__ = ["LogSumExp", "LogisticRegression", "Objective", "SoftmaxRegression"]
 

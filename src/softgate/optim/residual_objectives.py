@@ -10,8 +10,8 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_number, check_sizes
 from softgate.errors import ArgumentValueError, bad_type
-from softgate.optim.curvature import Curvature, DenseCurvature, LowRankCurvature, RankOneCurvature
-from softgate.optim.curvature_operators import BandedCurvature
+from softgate.optim._curvature import Curvature, DenseCurvature, LowRankCurvature, RankOneCurvature
+from softgate.optim._curvature_operators import BandedCurvature
 from softgate.optim.objectives import Objective, check_matrix, gram
 
 __all__ = ["ChebyshevChain", "LinearPowerResidual", "PowerResidual", "Rosenbrock"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from softgate.errors import ArgumentTypeError, ArgumentValueError, MissingExtraError, bad_type
-from softgate.optim.curvature import Curvature, DenseCurvature
-from softgate.optim.curvature_operators import MatVecCurvature
+from softgate.optim._curvature import Curvature, DenseCurvature
+from softgate.optim._curvature_operators import MatVecCurvature
 from softgate.optim.gns import minimize_gns
 from softgate.optim.objectives import Objective
 

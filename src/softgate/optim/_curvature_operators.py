@@ -11,10 +11,10 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_sizes
 from softgate.errors import ArgumentValueError, StateError, bad_type, check_choice
+from softgate.optim._curvature import Curvature, DenseCurvature, check_definite
 from softgate.optim._metric import DiagonalMetric, Metric, as_metric, check_symmetric
-from softgate.optim.curvature import Curvature, DenseCurvature, check_definite
 
-__all__ = ["BandedCurvature", "MatVecCurvature"]
+__all__: list[str] = []
 
 #: Side of the blocks that a band is cut into: large enough that few steps follow each other.
 BLOCK = 32
