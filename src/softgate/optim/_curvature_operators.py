@@ -11,7 +11,7 @@ from torch import Tensor
 
 from softgate._checks import check_float_tensor, check_sizes
 from softgate.errors import ArgumentValueError, StateError, bad_type, check_choice
-from softgate.optim._curvature import Curvature, DenseCurvature, check_definite
+from softgate.optim._curvature import Curvature, DenseCurvature, all_finite, check_definite
 from softgate.optim._metric import DiagonalMetric, Metric, as_metric, check_symmetric
 
 __all__: list[str] = []
@@ -70,8 +70,8 @@ class BandedCurvature(Curvature):
 
     def is_finite(self) -> bool:
         """Whether every entry is."""
-        inside = all(bool(self.bands[k, : self.dim - k].isfinite().all()) for k in range(self.bands.shape[0]))
-        return inside and self.alpha < float("inf") and (self.v is None or bool(self.v.isfinite().all()))
+        inside = (self.bands[k, : self.dim - k] for k in range(self.bands.shape[0]))
+        return all_finite(self.v, *inside) and self.alpha < float("inf")
 
     def solve(self, rhs: Tensor, lam: float, metric: Any = None, start: Tensor | None = None) -> Tensor:
         """See :meth:`Curvature.solve`."""
@@ -283,7 +283,7 @@ def as_curvature(made: Any, dim: int, like: Tensor) -> Curvature:
         if tuple(made.shape) != (dim, dim):
             raise ArgumentValueError(f"curvature must give a matrix of shape ({dim}, {dim}), got {tuple(made.shape)}")
         matrix = made.detach().to(like)
-        if bool(matrix.isfinite().all()):
+        if all_finite(matrix):
             check_symmetric("curvature", matrix)
         curvature = DenseCurvature(matrix)
     elif hasattr(made, "__matmul__"):

@@ -19,6 +19,9 @@ __all__ = ["GNSLogisticRegression"]
 
 Array = NDArray[Any]
 
+#: First radius: coefficients of scaled features are seldom longer, and a rejected trial costs no new Hessian.
+GAMMA = 16.0
+
 
 class GNSLogisticRegression(ClassifierMixin, BaseEstimator):
     """Logistic regression, binary or softmax, with scikit-learn's parameters and minimum; Newton steps find it.
@@ -79,11 +82,11 @@ class GNSLogisticRegression(ClassifierMixin, BaseEstimator):
         self.classes_, index = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ArgumentValueError(f"y must hold at least two classes, got one class: {self.classes_[0]!r}")
-        features = torch.from_numpy(np.array(x))
-        penalty = torch.full((x.shape[1],), 1.0 / (float(self.C) * len(x)), dtype=torch.float64)
-        if self.fit_intercept:
-            features = torch.cat([features, features.new_ones(len(x), 1)], 1)
-            penalty = torch.cat([penalty, penalty.new_zeros(1)])
+        rows = np.ones((len(x), x.shape[1] + self.fit_intercept))
+        rows[:, : x.shape[1]] = x
+        features = torch.from_numpy(rows)
+        penalty = features.new_full((rows.shape[1],), 1.0 / (float(self.C) * len(x)))
+        penalty[x.shape[1] :] = 0.0
         targets = torch.from_numpy(index)
         two = len(self.classes_) == 2
         made: Any = (
@@ -91,15 +94,17 @@ class GNSLogisticRegression(ClassifierMixin, BaseEstimator):
             if two
             else SoftmaxRegression(features, targets, len(self.classes_), penalty)
         )
-        found = minimize_gns(made, features.new_zeros(made.dim), grad_tol=float(self.tol), max_iter=int(self.max_iter))
+        found = minimize_gns(
+            made, features.new_zeros(made.dim), gamma0=GAMMA, grad_tol=float(self.tol), max_iter=int(self.max_iter)
+        )
         if found.status == "max_iter":
             warnings.warn(
                 f"the gradient's norm is {found.grad_norm:.2g} after max_iter = {self.max_iter} steps, not below tol",
                 ConvergenceWarning, stacklevel=2,
             )  # fmt: skip
-        rows = found.x.reshape(1 if two else len(self.classes_), -1).numpy()
-        self.coef_ = rows[:, : x.shape[1]].copy()
-        self.intercept_ = rows[:, -1].copy() if self.fit_intercept else np.zeros(len(rows))
+        weights = found.x.reshape(1 if two else len(self.classes_), -1).numpy()
+        self.coef_ = weights[:, : x.shape[1]].copy()
+        self.intercept_ = weights[:, -1].copy() if self.fit_intercept else np.zeros(len(weights))
         self.n_iter_ = np.array([found.n_iter], dtype=np.int32)
         return self
 
