@@ -202,6 +202,12 @@ def test_at_a_solution_the_limits_are_taken(p):
         torch.testing.assert_close(f.curvature(kind, x).dense(), expected * torch.eye(3, dtype=F64))
 
 
+def test_the_usual_start_of_the_chain_misses_one_equation():
+    f = ChebyshevChain(6, 4.0)
+    torch.testing.assert_close(f.u(f.start()), torch.eye(6, dtype=F64)[0])
+    assert float(f(f.start())) == 0.25
+
+
 def test_log_sum_exp_approaches_the_maximum_and_stays_finite():
     A, b, x = randn(6, 3), randn(6), randn(3)
     largest = (A @ x - b).max()

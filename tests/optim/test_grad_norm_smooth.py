@@ -50,6 +50,22 @@ def test_networks_learn_with_every_curvature(curvature):
     assert optimizer.param_groups[0]["gamma"] > 0 and all(p.grad is None for p in model.parameters())
 
 
+def test_float32_goes_down_as_far_as_rounding_lets_it():
+    X, y = data()
+    W = torch.zeros(3, 3, requires_grad=True)
+    optimizer = GradNormSmooth([W], test="gradient")
+
+    def closure():
+        return nn.functional.cross_entropy(X.float() @ W.mT, y) + 0.05 * W.square().sum()
+
+    losses = [float(optimizer.step(closure)) for _ in range(15)]
+    wide = minimize_gns(
+        lambda V: nn.functional.cross_entropy(X @ V.mT, y) + 0.05 * V.square().sum(), torch.zeros(3, 3, dtype=F64)
+    )
+    assert W.isfinite().all() and losses[-1] == pytest.approx(wide.fun, abs=1e-6)
+    torch.testing.assert_close(W.detach().double(), wide.x, rtol=0.0, atol=1e-4)
+
+
 def test_steps_are_those_of_minimize_gns():
     model = network()
     closure = closure_of(model, "exact")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -117,6 +118,13 @@ class DenseMetric(Metric):
         return torch.add(matrix, self.matrix, alpha=lam)
 
 
+@functools.cache
+def _identity(dtype: torch.dtype, device: torch.device) -> DiagonalMetric:
+    """One object per dtype and device: curvatures keep what belongs to the metric they met last."""
+    with torch.inference_mode(False):
+        return DiagonalMetric(torch.ones((), dtype=dtype, device=device))
+
+
 def as_metric(metric: Any, dim: int, like: Tensor) -> Metric:
     """The metric that ``metric`` describes, of size ``dim`` in the dtype and on the device of ``like``.
 
@@ -133,7 +141,7 @@ def as_metric(metric: Any, dim: int, like: Tensor) -> Metric:
     if isinstance(metric, Metric):
         return metric
     if metric is None:
-        return DiagonalMetric(like.new_ones(()))
+        return _identity(like.dtype, like.device)
     if not isinstance(metric, Tensor):
         if not hasattr(metric, "__matmul__"):
             bad_type("metric", metric, "None, a tensor or an operator with @")
