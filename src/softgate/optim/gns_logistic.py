@@ -130,12 +130,12 @@ class GNSLogisticRegression(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, X: ArrayLike) -> Array:
         """Probabilities of the classes, (n, classes)."""
-        scores = torch.from_numpy(self.decision_function(X))
-        logits = torch.stack([torch.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores
-        return torch.softmax(logits, 1).numpy()
+        return torch.softmax(self._logits(X), 1).numpy()
 
     def predict_log_proba(self, X: ArrayLike) -> Array:
         """Their logarithms, (n, classes)."""
+        return torch.log_softmax(self._logits(X), 1).numpy()
+
+    def _logits(self, X: ArrayLike) -> torch.Tensor:
         scores = torch.from_numpy(self.decision_function(X))
-        logits = torch.stack([torch.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores
-        return torch.log_softmax(logits, 1).numpy()
+        return torch.stack([torch.zeros_like(scores), scores], 1) if scores.ndim == 1 else scores
