@@ -32,7 +32,16 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "margins": ([], {"SHAPES": ((8, 5),), "CELLS": ((4, 3, 8),)}),
     "mixers": (["--lengths", "64"], {}),
     "normalizers": (["grid"], {"LARGEST": 2**6}),
-    "optim": ([], {"MODELS": {"a matrix": [(4, 4)]}, "EXPERTS": ((3, 4),)}),
+    "optim": (
+        [],
+        {
+            "MODELS": {"a matrix": [(4, 4)]},
+            "EXPERTS": ((3, 4),),
+            "MAXIMA": ((3, 8, 0.5),),
+            "REGRESSIONS": ((40, 3, 2),),
+            "CURVATURES": ((3, 6),),
+        },
+    ),
     "pixel_mixture": ([], {"SHAPES": ((1, 3, 16, 16, 4),)}),
     "policy": (["--shape", "4,8", "--groups", "3,4", "--head", "8,4,50"], {"trl_log_probs": lambda: None}),
     "routing": ([], {"CASES": ((16, 8, 16, 4, 2),)}),
@@ -81,7 +90,7 @@ def test_every_benchmark_is_tried_here() -> None:
 def test_the_summary_reads_what_a_benchmark_writes(
     site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Any
 ) -> None:
-    needed = {"gaussian_moe": "sklearn", "routing": "transformers", "soft_thinking": "transformers",
+    needed = {"gaussian_moe": "sklearn", "optim": "sklearn", "routing": "transformers", "soft_thinking": "transformers",
               "softmax_regression": "scipy"}  # fmt: skip
     if site in needed:
         pytest.importorskip(needed[site])

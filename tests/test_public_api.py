@@ -64,6 +64,12 @@ NAMES = {
     "optim": [
         "OrthoGrad", "project_orthogonal_",
         "OptimisticOMD", "OptimisticHedge", "SwordPP", "OptimisticMirrorDescent", "optimistic_softmax",
+        "minimize_gns", "GradNormSmooth", "scipy_gns", "GNSLogisticRegression", "gns_step", "OptimizeResult",
+        "LogSumExp", "LogisticRegression", "SoftmaxRegression", "PowerResidual", "Rosenbrock", "ChebyshevChain",
+    ],
+    "optim.curvature": [
+        "DenseCurvature", "LowRankCurvature", "RankOneCurvature", "BlockDiagCurvature", "BandedCurvature",
+        "MatVecCurvature",
     ],
     "attention": [
         "gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg", "MultiHeadAttention",

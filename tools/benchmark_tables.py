@@ -197,6 +197,20 @@ def _optim(record: Record) -> Iterator[Comparison]:
         for eta, said in (("constant", "constant step"), ("auto", "adaptive step")):
             name = f"OptimisticHedge, a round, {said}, {_size(r, 'streams', 'experts')}"
             yield Comparison(name, r["ms"][eta], "log_softmax", r["ms"]["log_softmax"])
+    for r in _figures(record, "gns_maximum"):
+        for name, said in (("exact", "Hessian"), ("wgn", "weighted Gauss-Newton")):
+            for peer in ("trust-exact", "trust-ncg", "Newton-CG", "L-BFGS-B"):
+                reached = "" if r["gap"][peer] <= 1e-8 else f", which stopped {r['gap'][peer]:.0e} above"
+                what = f"smooth maximum to 1e-8, {said}, {_size(r, 'n', 'm')}, μ {r['mu']}"
+                yield Comparison(what, r["ms"][name], f"SciPy {peer}{reached}", r["ms"][peer])
+    for r in _figures(record, "gns_regression"):
+        for peer in ("newton-cholesky", "lbfgs"):
+            what = f"GNSLogisticRegression, {_size(r, 'samples', 'features', 'classes')}"
+            yield Comparison(what, r["ms"]["ours"], f"scikit-learn, {peer}", r["ms"][peer])
+    for r in _figures(record, "gns_trial"):
+        for name in ("woodbury", "rank one"):
+            what = f"solve of a low-rank curvature, {name}, {_size(r, 'rows', 'columns')}"
+            yield Comparison(what, r["ms"][name], "Cholesky of the matrix", r["ms"]["cholesky"])
 
 
 def _pixel_mixture(record: Record) -> Iterator[Comparison]:

@@ -69,6 +69,7 @@ def attach(package: str) -> tuple[Callable[[str], Any], Callable[[], list[str]],
 
 def stub(package_dir: Path) -> str:
     """Text of the ``__init__.pyi`` that states the same names for type checkers."""
-    # as ruff sorts imports: by module, names in capitals first
-    order = sorted((module, not name.isupper(), name) for name, module in public_names(package_dir).items())
-    return "".join(f"from .{module} import {name} as {name}\n" for module, _, name in order)
+    # as ruff sorts imports: by module, names in capitals first, then classes, without regard to case
+    names = public_names(package_dir).items()
+    order = sorted(names, key=lambda item: (item[1], not item[0].isupper(), item[0][0].islower(), item[0].lower()))
+    return "".join(f"from .{module} import {name} as {name}\n" for name, module in order)

@@ -245,3 +245,11 @@ def test_drifting_experts(run: Runner) -> None:
     loss, best = (float(hedge.split(word)[1].split(",")[0]) for word in ("mean loss ", "best expert "))
     assert float(optimistic.split("mean loss ")[1].split(",")[0]) < min(loss, best)
     assert float(gaps[1].split()[-7]) < 0.1 * float(gaps[0].split()[-7])
+
+
+def test_smooth_matrix_game(run: Runner) -> None:
+    game, regression = run("smooth_matrix_game.py", "--strategies", "6", "--smoothing", "0.05").splitlines()
+    low, high = (float(part.split()[0]) for part in game.split("between ")[1].split(" and "))
+    assert low <= high < low + 0.3  # the gap of the two players, of the size of the smoothing
+    first, last = (float(part.split()[-1 if i == 0 else 0]) for i, part in enumerate(regression.split(" -> ")))
+    assert last < 0.2 * first

@@ -23,17 +23,6 @@ PLANNED = (
         "trained on functions drawn from Gaussian processes, carries poor designs to good ones.",
     ),
     PlannedPaper(
-        slug="gradient-normalized-smoothness",
-        title="Gradient-Normalized Smoothness for Optimization with Approximate Hessians",
-        arxiv="2506.13710",
-        date="2025-06",
-        venue="ICLR 2026",
-        sites=("optim",),
-        summary="One scalar measures how far the gradient stays close to its linear model. A Newton step regularised "
-        "with it, found by a short adaptive search, has the best known rates for many classes of functions and for "
-        "approximate Hessians, among them log-sum-exp problems.",
-    ),
-    PlannedPaper(
         slug="max-former",
         title="Spiking Neural Networks Need High Frequency Information (Max-Former, Max-ResNet)",
         arxiv="2505.18608",
