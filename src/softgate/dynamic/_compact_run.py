@@ -37,11 +37,10 @@ class CompactRun(fx.Interpreter):
     def __init__(self, graph: fx.GraphModule, plans: Mapping[str, str]) -> None:
         super().__init__(graph)
         self.plans = plans
-        self.modules = dict(graph.named_modules())
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module on states that may be compact."""
-        module = self.modules[target]
+        module = self.submodules[target]
         if isinstance(module, DynamicConv2d):
             return module.compact(args[0], self.plans[target])
         if args and isinstance(args[0], Compact) and isinstance(module, CHANNELWISE):

@@ -47,10 +47,10 @@ class Compact(NamedTuple):
 
 
 class Folded(NamedTuple):
-    """A convolution with its batch normalisation folded in, and a filter and a channel of zeros at the end.
+    """A convolution with its batch normalisation folded in, and a filter of zeros at the end.
 
     Attributes:
-        weight: (C_out + 1, C_in + 1, kh, kw), or (C_out + 1, 1, kh, kw) for a depthwise convolution.
+        weight: (C_out + 1, C_in, kh, kw), or (C_out + 1, 1, kh, kw) for a depthwise convolution.
         bias: (C_out + 1,).
         rounds: whether filters may be filled up: the activation maps 0 to 0.
     """
@@ -82,8 +82,7 @@ def fold(conv: nn.Conv2d, bn: nn.Module | None, act: nn.Module | None) -> Folded
         if bn.bias is not None:
             bias = bias + bn.bias.double()
         weight = weight * scale[:, None, None, None]
-    depthwise = conv.groups > 1
-    weight = F.pad(weight, (0, 0, 0, 0, 0, 0 if depthwise else 1, 0, 1))
+    weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, 1))
     dtype = conv.weight.dtype
     zero = bias.new_zeros(1, 1, 1, 1).to(dtype)
     return Folded(weight.to(dtype), F.pad(bias, (0, 1)).to(dtype), act is None or bool((act(zero) == 0).all()))
@@ -113,15 +112,14 @@ def run_filters(conv: nn.Conv2d, folded: Folded, state: Tensor | Compact, index:
         return Compact(torch.zeros_like(found.x), index.new_full((1,), channels), channels)
     x = state.x if isinstance(state, Compact) and plan == "both" and conv.groups == 1 else _full(state)
     if plan == "dense" and conv.groups == 1:
-        y = _convolve(conv, x, folded.weight[:channels, : conv.in_channels], folded.bias[:channels])
-        return Compact(y.index_select(1, index), index, channels)
+        y = _convolve(conv, x, folded.weight[:channels], folded.bias[:channels])
+        return Compact(y if len(index) == channels else y.index_select(1, index), index, channels)
     weight, bias = folded.weight.index_select(0, index), folded.bias.index_select(0, index)
     if conv.groups > 1:
         return Compact(_convolve(conv, x.index_select(1, index), weight, bias, len(index)), index, channels)
     if isinstance(state, Compact) and plan == "both":
-        weight = weight.index_select(1, state.which)
-    else:
-        weight = weight[:, : conv.in_channels]
+        # what only fills up is zero: any channel's weights do for it
+        weight = weight.index_select(1, state.which.clamp_max(conv.in_channels - 1))
     return Compact(_convolve(conv, x, weight, bias), index, channels)
 
 

@@ -181,7 +181,7 @@ class DynamicConv2d(nn.Module):
         if folded.rounds and plan != "dense" and self.conv.groups == 1:
             index = filled_up(index, self.conv.out_channels)
         found = run_filters(self.conv, folded, state, index, plan)
-        return found if self.act is None else found._replace(x=self.act(found.x))
+        return found if self.act is None or len(index) == 0 else found._replace(x=self.act(found.x))
 
     def filters(self, state: Tensor | Compact) -> Tensor:
         """Which filters one sample needs, (k,) int64."""

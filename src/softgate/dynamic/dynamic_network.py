@@ -50,6 +50,10 @@ class DynamicNetwork(nn.Module):
         self.wiring = wiring
         self.plans: dict[str, str] = {}
         self.counter = FilterCounter()
+        self._runner: CompactRun | None = None  # finding all modules takes longer than running small networks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_runner": None}
 
     @property
     def layers(self) -> dict[str, DynamicConv2d]:
@@ -128,8 +132,10 @@ class DynamicNetwork(nn.Module):
         if plan == "auto" and not self.plans:
             self.tune(x[:1])
         plans = self.plans if plan == "auto" else dict.fromkeys(self.wiring.sources, plan)
-        runner = CompactRun(self.graph, plans)
-        return torch.cat([spread(runner.run(sample)) for sample in x.split(1)])
+        if self._runner is None or self._runner.module is not self.graph:
+            self._runner = CompactRun(self.graph, plans)
+        self._runner.plans = plans
+        return torch.cat([spread(self._runner.run(sample)) for sample in x.split(1)])
 
     @torch.no_grad()
     def tune(self, x: Tensor) -> dict[str, str]:
@@ -165,7 +171,7 @@ class _Timed(CompactRun):
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A module, timed if it is a dynamic layer."""
-        module = self.modules[target]
+        module = self.submodules[target]
         if isinstance(module, DynamicConv2d):
             for plan in PLANS:
                 taken = []
