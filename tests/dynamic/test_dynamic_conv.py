@@ -65,7 +65,7 @@ def test_where_gradients_go(mode) -> None:
         assert numeric == pytest.approx(float((found[0] * step / 1e-6).sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("plan", ["both", "rows", "dense"])
+@pytest.mark.parametrize("plan", ["native", "both", "rows", "dense"])
 @pytest.mark.parametrize("options", [{}, {"block_size": 4}, {"min_keep": 3, "mode": "joint"}])
 def test_skipping_gives_the_same(plan, options) -> None:
     layer, x = _layer(**options), torch.randn(4, 6, 7, 5)

@@ -25,7 +25,7 @@ def _images(count: int = 4) -> Tensor:
 
 
 @pytest.mark.parametrize("name", NETS)
-@pytest.mark.parametrize("plan", ["both", "rows", "dense", "auto"])
+@pytest.mark.parametrize("plan", ["native", "both", "rows", "dense", "auto"])
 def test_compact_inference_is_the_masked_network(name, plan) -> None:
     model, x = _pruned(NETS[name]()), _images()
     out = model(x)

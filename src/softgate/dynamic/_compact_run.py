@@ -42,7 +42,10 @@ class CompactRun(fx.Interpreter):
         """A module on states that may be compact."""
         module = self.submodules[target]
         if isinstance(module, DynamicConv2d):
-            return module.compact(args[0], self.plans[target])
+            plan = self.plans[target]
+            if plan == "native" and plan not in module.plans(args[0]):
+                plan = "both"
+            return module.compact(args[0], plan)
         if args and isinstance(args[0], Compact) and isinstance(module, CHANNELWISE):
             return args[0]._replace(x=module(args[0].x))
         return module(*spread(args), **spread(kwargs))

@@ -96,6 +96,14 @@ def filled_up(index: Tensor, channels: int) -> Tensor:
     return F.pad(index, (0, more), value=channels)
 
 
+def no_filters(conv: nn.Conv2d, state: Tensor | Compact) -> Compact:
+    """What is handed on where no filter is needed: a channel that only fills up, since none at all is refused."""
+    x = (state.x if isinstance(state, Compact) else state)[:, :1]
+    sized = _convolve(conv, x, x.new_zeros(1, 1, *conv.kernel_size), x.new_zeros(1))
+    which = torch.full((1,), conv.out_channels, device=x.device)
+    return Compact(torch.zeros_like(sized), which, conv.out_channels)
+
+
 def run_filters(conv: nn.Conv2d, folded: Folded, state: Tensor | Compact, index: Tensor, plan: str) -> Compact:
     """Filters ``index`` of a folded ``conv`` on one sample, before the activation.
 
@@ -103,13 +111,10 @@ def run_filters(conv: nn.Conv2d, folded: Folded, state: Tensor | Compact, index:
         conv: gives stride, padding and dilation.
         folded: its weights.
         state: (1, C_in, H, W), or some channels of it.
-        index: filters to compute.
+        index: filters to compute, at least one.
         plan: one of :data:`PLANS`.
     """
     channels = conv.out_channels
-    if len(index) == 0:  # convolutions of no filters are refused: hand on a channel that only fills up
-        found = run_filters(conv, folded, state, index.new_zeros(1), plan)
-        return Compact(torch.zeros_like(found.x), index.new_full((1,), channels), channels)
     x = state.x if isinstance(state, Compact) and plan == "both" and conv.groups == 1 else _full(state)
     if plan == "dense" and conv.groups == 1:
         y = _convolve(conv, x, folded.weight[:channels], folded.bias[:channels])

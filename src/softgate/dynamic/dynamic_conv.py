@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from softgate._checks import check_float_tensor, check_number, check_sizes
-from softgate.dynamic._gathered import PLANS, Compact, Folded, filled_up, fold, run_filters, source_tensors
+from softgate.dynamic import _native_filters
+from softgate.dynamic._gathered import PLANS, Compact, Folded, filled_up, fold, no_filters, run_filters, source_tensors
 from softgate.dynamic.filter_masks import check_mass, check_min_keep, filter_scores, topk_mass_mask, uniform_mask
 from softgate.dynamic.mask_predictor import MaskPredictor, check_predictor, kept
 from softgate.errors import ArgumentValueError, StateError, bad_type, bad_value, check_choice
@@ -110,7 +111,7 @@ class DynamicConv2d(nn.Module):
         check_predictor(self.predictor, conv.in_channels, groups)
         if predictor is None:
             self.predictor.to(device=conv.weight.device, dtype=conv.weight.dtype)
-        self.masking, self.plan = "predicted", "both"
+        self.masking = "predicted"
         self.last = None
         self._folded: tuple[tuple[Any, ...], Folded] | None = None
 
@@ -155,33 +156,51 @@ class DynamicConv2d(nn.Module):
         return blocks if self.block_size == 1 else blocks.repeat_interleave(self.block_size, -1)
 
     @torch.no_grad()
-    def infer(self, x: Tensor, plan: str = "both") -> Tensor:
+    def infer(self, x: Tensor, plan: str = "auto") -> Tensor:
         """The same as a call, computing for every sample only the filters it needs.
 
         Args:
             x: (B, C_in, H, W).
-            plan: ``"both"`` gathers the filters and the channels of the input, where some are known to be 0;
-                ``"rows"`` the filters only; ``"dense"`` computes all filters.
+            plan: ``"native"``: the C++ kernel, which reads the weights as they lie; ``"both"`` gathers the weights of
+                filters and of channels, where some are known to be 0; ``"rows"`` those of filters only; ``"dense"``
+                computes all filters; ``"auto"``: ``"native"`` where that runs, else ``"both"``.
 
         Returns:
             (B, C_out, H', W').
+
+        Raises:
+            StateError: the layer is in training mode, or ``plan="native"`` cannot run it.
         """
-        check_choice("plan", plan, PLANS)
+        check_choice("plan", plan, ("auto", "native", *PLANS))
         self._check_input(x)
         if self.training:
             raise StateError("infer needs eval mode: call eval() first")
         if len(x) == 0:
             return self.dense(x)
+        if plan == "auto":
+            plan = self.plans(x)[0]
         return torch.cat([self.compact(sample, plan).spread() for sample in x.split(1)])
+
+    def plans(self, state: Tensor | Compact) -> tuple[str, ...]:
+        """The plans that can run this layer on such a state."""
+        return PLANS if _native_filters.refuses(self.conv, state) else ("native", *PLANS)
 
     def compact(self, state: Tensor | Compact, plan: str) -> Compact:
         """The channels that pass of one sample, of which only some channels may be given."""
         folded = self.folded()
         index = self.filters(state)
-        if folded.rounds and plan != "dense" and self.conv.groups == 1:
-            index = filled_up(index, self.conv.out_channels)
-        found = run_filters(self.conv, folded, state, index, plan)
-        return found if self.act is None or len(index) == 0 else found._replace(x=self.act(found.x))
+        if len(index) == 0:
+            return no_filters(self.conv, state)
+        if plan == "native":
+            reason = _native_filters.refuses(self.conv, state)
+            if reason:
+                raise StateError(f"plan 'native' cannot run this layer: {reason}")
+            found = _native_filters.run(self.conv, folded, state, index)
+        else:
+            if folded.rounds and plan != "dense" and self.conv.groups == 1:
+                index = filled_up(index, self.conv.out_channels)
+            found = run_filters(self.conv, folded, state, index, plan)
+        return found if self.act is None else found._replace(x=self.act(found.x))
 
     def filters(self, state: Tensor | Compact) -> Tensor:
         """Which filters one sample needs, (k,) int64."""

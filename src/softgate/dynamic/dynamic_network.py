@@ -110,9 +110,10 @@ class DynamicNetwork(nn.Module):
 
         Args:
             x: (B, C, H, W).
-            plan: ``"both"``: only needed filters, from only the channels that are there; ``"rows"``: only needed
-                filters, from all channels; ``"dense"``: all filters, of which the needed are kept. ``"auto"``: what
-                :meth:`tune` found fastest for each layer; the first call tunes on its first sample.
+            plan: ``"native"``: needed filters from the channels that are there by the C++ kernel, which gathers
+                nothing (``"both"`` for layers that it does not run); ``"both"``: the same, gathering weights;
+                ``"rows"``: needed filters from all channels; ``"dense"``: all filters, of which the needed are kept.
+                ``"auto"``: what :meth:`tune` found fastest for each layer; the first call tunes on its first sample.
 
         Returns:
             The network's output, within rounding of a call's.
@@ -122,7 +123,7 @@ class DynamicNetwork(nn.Module):
             ArgumentValueError: an unknown plan.
             StateError: the model is in training mode.
         """
-        check_choice("plan", plan, ("auto", *PLANS))
+        check_choice("plan", plan, ("auto", "native", *PLANS))
         check_float_tensor("x", x)
         if self.training:
             raise StateError("infer needs eval mode: call model.eval() first")
@@ -139,7 +140,7 @@ class DynamicNetwork(nn.Module):
 
     @torch.no_grad()
     def tune(self, x: Tensor) -> dict[str, str]:
-        """Time the three plans of every layer on samples ``x`` and keep the fastest in :attr:`plans`.
+        """Time the plans of every layer on samples ``x`` and keep the fastest in :attr:`plans`.
 
         Args:
             x: (B, C, H, W), a few typical samples.
@@ -155,7 +156,7 @@ class DynamicNetwork(nn.Module):
             raise StateError("tune needs eval mode: call model.eval() first")
         if len(x) == 0:
             bad_value("x", tuple(x.shape), "at least one sample")
-        seconds = {name: dict.fromkeys(PLANS, 0.0) for name in self.wiring.sources}
+        seconds: dict[str, dict[str, float]] = {name: {} for name in self.wiring.sources}
         for sample in x.split(1):
             _Timed(self.graph, seconds).run(sample)
         self.plans = {name: min(taken, key=lambda plan: taken[plan]) for name, taken in seconds.items()}
@@ -173,13 +174,13 @@ class _Timed(CompactRun):
         """A module, timed if it is a dynamic layer."""
         module = self.submodules[target]
         if isinstance(module, DynamicConv2d):
-            for plan in PLANS:
+            for plan in module.plans(args[0]):
                 taken = []
                 for _ in range(_TRIES):
                     start = time.perf_counter()
                     module.compact(args[0], plan)
                     taken.append(time.perf_counter() - start)
-                self.seconds[target][plan] += min(taken)
+                self.seconds[target][plan] = self.seconds[target].get(plan, 0.0) + min(taken)
         return super().call_module(target, args, kwargs)
 
 

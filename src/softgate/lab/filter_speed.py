@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
 
-from softgate.dynamic import DynamicConv2d, DynamicNetwork, MaskPredictor, prune_dynamic
+from softgate import native
+from softgate.dynamic import DynamicConv2d, DynamicNetwork, MaskPredictor, _native_filters, prune_dynamic
 from softgate.dynamic._gathered import Compact, run_filters
 from softgate.lab.cell import CellRun
 from softgate.lab.filter_networks import filter_network
@@ -78,8 +79,8 @@ def network_candidates(
 def layer_candidates(width: int, side: int, keep: float) -> dict[str, Callable[[], object]]:
     """One 3×3 convolution on one sample: ``dense``, and a share ``keep`` of filters and channels.
 
-    ``both`` and ``rows`` are plans of :meth:`softgate.dynamic.DynamicNetwork.infer`, ``pick`` is its plan ``"dense"``;
-    ``bare`` is the convolution on weights that were gathered before.
+    ``native`` (where it is there), ``both`` and ``rows`` are plans of :meth:`softgate.dynamic.DynamicNetwork.infer`,
+    ``pick`` is its plan ``"dense"``; ``bare`` is the convolution on weights that were gathered before.
     """
     generator = torch.Generator().manual_seed(0)
     layer = DynamicConv2d(nn.Conv2d(width, width, 3, padding=1)).eval()
@@ -95,6 +96,7 @@ def layer_candidates(width: int, side: int, keep: float) -> dict[str, Callable[[
     return {
         "dense": lambda: F.conv2d(full, layer.conv.weight, layer.conv.bias, padding=1),
         "bare": lambda: F.conv2d(state.x, small, padding=1),
+        **({"native": lambda: _native_filters.run(layer.conv, folded, state, index)} if native.available() else {}),
         "both": planned("both"),
         "rows": planned("rows"),
         "pick": planned("dense"),
@@ -118,7 +120,8 @@ def measure_filter_speed(run: CellRun) -> dict[str, float]:
     config = run.config
     width, side, keep = config["layer"]
     times = interleaved(layer_candidates(width, side, keep), turns=config["turns"])
-    figures = {"layer_speedup": times["dense"].best / times["both"].best, "layer_ideal": keep**-2}
+    fastest = min(times[plan].best for plan in ("native", "both", "rows") if plan in times)
+    figures = {"layer_speedup": times["dense"].best / fastest, "layer_ideal": keep**-2}
     if config["keep"] is None:
         return figures
     model, runs = network_candidates(config, config["side"], config["keep"])
