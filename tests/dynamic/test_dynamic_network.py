@@ -69,6 +69,9 @@ def test_all_filters_of_a_layer_may_go() -> None:
             nn.init.constant_(layer.predictor.linear.bias, -1e4)
         for plan in ("both", "rows", "dense"):
             torch.testing.assert_close(model.infer(x, plan), model(x), rtol=1e-5, atol=1e-5)
+        with pytest.warns(UserWarning, match="no filter ran"):
+            silent = model.dynamic_stats().silent
+        assert list(silent) == list(model.layers)[1:3] and set(silent.values()) == {6}
 
 
 @pytest.mark.parametrize("name", NETS)

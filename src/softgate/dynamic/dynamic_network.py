@@ -80,7 +80,7 @@ class DynamicNetwork(nn.Module):
         return out
 
     def dynamic_stats(self) -> DynamicStats:
-        """Figures of all samples since the model was last set to eval (or training) mode.
+        """Figures of all samples since the model was last set to eval (or training) mode; warns of silent layers.
 
         Raises:
             StateError: no samples in eval mode yet.

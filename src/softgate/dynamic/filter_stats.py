@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ class DynamicStats:
         mask_accuracy: share of filters about which predictors and targets agree.
         dynamic_fraction: share of filters that ran for some samples and not for others.
         not_finite: how many scores of filters were NaN or infinite; such filters are kept.
+        silent: name of a layer -> for how many samples it ran no filter at all; layers without such are left out.
 
     Paper: arXiv 2110.08232.
     """
@@ -38,6 +40,7 @@ class DynamicStats:
     mask_accuracy: float
     dynamic_fraction: float
     not_finite: int
+    silent: dict[str, int]
 
     @property
     def reduction(self) -> float:
@@ -55,6 +58,7 @@ class FilterCounter:
         self.agreed: list[Tensor] = []
         self.asked = 0
         self.not_finite: list[Tensor] = []
+        self.silent: dict[str, list[Tensor]] = {}
 
     @torch.no_grad()
     def add(self, layers: Mapping[str, DynamicConv2d], wiring: Wiring) -> None:
@@ -66,6 +70,7 @@ class FilterCounter:
             active[name] = last.mask.sum(1)
             count = last.mask.sum(0)
             self.counts[name] = self.counts[name] + count if name in self.counts else count
+            self.silent.setdefault(name, []).append((active[name] == 0).sum())
             agreed = (last.logits <= 0.0) != last.target
             self.agreed.append(agreed.sum())
             self.asked += agreed.numel()
@@ -81,6 +86,13 @@ class FilterCounter:
             raise StateError("there are no statistics yet: call the model on samples in eval mode")
         costs = wiring.costs({name: total[None] / self.samples for name, total in self.costs.items()})
         counts = torch.cat([count for count in self.counts.values()])
+        silent = {name: int(torch.stack(found).sum()) for name, found in self.silent.items()}
+        silent = {name: found for name, found in silent.items() if found}
+        if silent:
+            warnings.warn(
+                f"no filter ran for some samples, so that what follows sees zeros: {silent} (layer: samples)",
+                stacklevel=3,
+            )
         varies = (counts > 0) & (counts < self.samples)
         return DynamicStats(
             samples=self.samples,
@@ -90,4 +102,5 @@ class FilterCounter:
             mask_accuracy=float(torch.stack(self.agreed).sum()) / self.asked,
             dynamic_fraction=float(varies.double().mean()),
             not_finite=int(torch.stack(self.not_finite).sum()),
+            silent=silent,
         )

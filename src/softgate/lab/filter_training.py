@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from softgate.lab.filter_networks import filter_network
 from softgate.lab.tasks.exit_images import ExitImages, exit_images
 from softgate.lab.training import TrainConfig, fit
 
-__all__ = ["measure_filters"]
+__all__ = ["measure_filters", "prepared_step", "static_masks"]
 
 #: The head of the authors' code.
 OFFICIAL = {"pool": "avg", "embed_norm": "softmax"}
@@ -186,3 +186,25 @@ def _static(run: CellRun, model: DynamicNetwork, dense: nn.Module, task: ExitIma
     fixed = prune_dynamic(dense, 1.0, example, head=lambda _, __: ConstantPredictor(next(queue)))
     _tuned(run, fixed, task, name)
     return _judged(fixed, task)
+
+
+def prepared_step(widths: Sequence[int], side: int, batch: int) -> dict[str, Callable[[], object]]:
+    """Training steps of one network, ``dense`` and ``dynamic``, on the same random batch, to time."""
+    torch.manual_seed(0)
+    net = filter_network({"network": "stack", "widths": widths}, 3, 10)
+    x, y = torch.randn(batch, 3, side, side), torch.randint(10, (batch,))
+    trainer = DynamicTrainer(prune_dynamic(net, 0.9, x[:1]), epochs=2, batch_size=batch, warm_up=0)
+    trainer.prepare((x, y))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def dense() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    def dynamic() -> None:
+        trainer.optimizer.zero_grad()
+        trainer.loss_of(("masks", x, y)).backward()
+        trainer.optimizer.step()
+
+    return {"dense": dense, "dynamic": dynamic}
