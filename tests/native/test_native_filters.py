@@ -11,7 +11,7 @@ from softgate import native
 from softgate.dynamic import _native_filters
 from softgate.dynamic._gathered import Compact, fold
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason())
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.unavailable_reason() or "kernels are there")
 
 GEOMETRIES = (
     {"kernel_size": 3, "padding": 1},

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from softgate._checks import check_float_tensor
+from softgate._checks import check_float_tensor, check_sizes
 from softgate.dynamic._compact_run import CompactRun, spread
 from softgate.dynamic._conv_patterns import Include, patterns, replace, sources, traced
 from softgate.dynamic._gathered import PLANS
@@ -244,12 +244,13 @@ def prune_dynamic(
     check_float_tensor("example", example)
     if example.ndim != 4 or len(example) == 0:
         bad_value("example", tuple(example.shape), "of shape (B, C, H, W) with at least one sample")
+    check_sizes(block_size=block_size)
     options: dict[str, Any] = {
         "mode": mode, "r": r, "target": target, "min_keep": min_keep, "block_size": block_size,
     }  # fmt: skip
 
     def make(conv: nn.Conv2d, bn: nn.Module | None, act: nn.Module | None) -> DynamicConv2d:
-        predictor = _predictor(head, conv.in_channels, conv.out_channels // max(1, int(block_size)))
+        predictor = _predictor(head, conv.in_channels, max(1, conv.out_channels // block_size))
         predictor.to(device=conv.weight.device, dtype=conv.weight.dtype)
         return DynamicConv2d(conv, bn, act, predictor, **options)
 
