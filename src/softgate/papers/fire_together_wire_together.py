@@ -85,10 +85,17 @@ _CLAIMS = (
         source="table of CIFAR-10",
         relation='drop_at_quarter["images"] <= 0.03',
         direction='drop_at_quarter["images"] <= 0.06',
-        per_scale={"paper": 'drop_at_half["vgg16"] <= 0.005'},
-        scales=("laptop", "paper"),
-        note="Against the dense network trained as long, the best of the shares that save a quarter (at paper scale "
-        "half).",
+        scales=("laptop",),
+        note="Against the dense network trained as long, the best of the shares that save a quarter.",
+    ),
+    Claim(
+        id="vgg-at-half-the-cost",
+        statement="VGG16-BN keeps its accuracy with half of the multiply-adds.",
+        paper_figure="93.82 -> 93.73 at 56 % fewer FLOPs (r = 0.92, decoupled)",
+        source="table of CIFAR-10",
+        relation='drop_at_half["vgg16"] <= 0.005',
+        scales=("paper",),
+        note="Against the dense network trained as long, the best of the shares that save a half.",
     ),
     Claim(
         id="mobilenet-dead-filters",
