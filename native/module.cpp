@@ -9,6 +9,7 @@
 #include "attention_module.hpp"
 #include "cpu.hpp"
 #include "detection_module.hpp"
+#include "filters_module.hpp"
 #include "driver.hpp"
 #include "eager.hpp"
 #include "experts_module.hpp"
@@ -78,13 +79,14 @@ Isa isa_from(const std::string& name) {
 
 NB_MODULE(_native, m) {
     m.doc() = "CPU kernels of softgate: softmax, its logarithm, log-sum-exp, attention, linear losses, experts, "
-              "activations, suppression of boxes, and their gradients.";
+              "activations, suppression of boxes, single filters of convolutions, and their gradients.";
     bind_attention(m);
     bind_vocabulary(m);
     bind_experts(m);
     bind_matmul(m);
     bind_pointwise(m);
     bind_detection(m);
+    bind_filters(m);
     m.def("softmax", &softmax);
     m.def("gradient", &gradient);
     m.def("pairs", &pairs);

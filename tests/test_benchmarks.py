@@ -24,6 +24,10 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "activations": ([], {"SIZES": {"cpu": (64,)}}),
     "attention": (["forward", "--lengths", "64", "--turns", "1"], {}),
     "detection": (["--boxes", "40", "--batch", "2,2,10"], {}),
+    "dynamic_filters": (
+        ["--keeps", "0.5", "--turns", "1"],
+        {"NETWORKS": {"CNN": ({"network": "stack", "widths": (8, 16)}, 8)}, "LAYERS": ((16, 4),)},
+    ),
     "early_exit": (["--batches", "4", "--turns", "1"], {"NETWORKS": {"CNN": ("cnn", 4, 16), "MLP": ("mlp", 8, 6)}}),
     "fused_linear": (["--shapes", "16,8,50", "--turns", "1"], {}),
     "gaussian_moe": (["--samples", "300"], {}),

@@ -44,6 +44,9 @@ NAMES = {
         "EarlyExit", "ExitOutput", "exit_probabilities", "exit_level", "UncertaintyGate", "uncertainty_features",
         "JEILoss", "JEITrainer", "cache_features", "measure_costs", "ThresholdPolicy", "ConformalExit",
         "expected_calibration_error",
+        "filter_scores", "topk_mass_mask", "uniform_mask", "MaskPredictor", "DynamicConv2d", "FilterMasks",
+        "prune_dynamic", "DynamicNetwork", "DynamicStats", "FilterCosts", "estimate_flops", "choose_r",
+        "mask_prediction_loss", "FTWTLoss", "DynamicTrainer",
     ],
     "policy": [
         "sapo_loss", "sapo_gate", "grpo_loss", "gspo_loss", "cispo_loss", "adpo_loss", "dpo_loss", "soft_grpo_loss",

@@ -275,11 +275,24 @@ def _early_exit(record: Record) -> Iterator[Comparison]:
         yield Comparison(name, r["ms"]["compact"], "all stages, no exits", r["ms"]["dense"], r["ms"]["ideal"])
 
 
+def _dynamic_filters(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "networks"):
+        name = f"one sample, dynamic filters, {r['network']}, {100 * r['reduction']:.0f} % of multiply-adds saved"
+        yield Comparison(name, r["ms"]["skipping"], "dense, folded", r["ms"]["dense"], r["ms"]["ideal"])
+    for r in _figures(record, "layers"):
+        plans = [r["ms"][plan] for plan in ("native", "both", "rows") if plan in r["ms"]]
+        name = f"one sample, 3×3 convolution of {r['width']} at {r['side']}×{r['side']}, {r['keep']:g} of both sides"
+        yield Comparison(name, min(plans), "dense", r["ms"]["dense"], r["ms"]["ideal"])
+    for r in _figures(record, "training"):
+        yield Comparison("training step, dynamic filters", r["ms"]["dynamic"], "dense", r["ms"]["dense"])
+
+
 #: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "activations": _activations,
     "attention": _attention,
     "detection": _detection,
+    "dynamic-filters": _dynamic_filters,
     "early-exit": _early_exit,
     "fused-linear": _fused_linear,
     "gaussian_moe": _gaussian_moe,

@@ -180,6 +180,17 @@ def test_early_exit(run: Runner) -> None:
     assert all(float(line.split("hold ")[1]) > 0.85 for line in lines)
 
 
+def test_dynamic_filters(run: Runner) -> None:
+    out = run(
+        "dynamic_filters.py", "--samples", "600", "--epochs", "3", "--steps", "80", "--width", "8", "--save", "0.5"
+    )
+    first, line = out.splitlines()
+    whole = float(first.split("accuracy ")[1])
+    promised, saved = (float(line.split(f"{word} ")[1].split(",")[0]) for word in ("save", "saves"))
+    assert promised >= 0.5 and abs(saved - promised) < 0.2
+    assert float(line.split("accuracy ")[1].split(",")[0]) > max(0.4, whole - 0.3)  # chance is 0.17
+
+
 def test_train_policy(run: Runner) -> None:
     base, grpo, sapo = run("train_policy.py", "--rounds", "4").splitlines()
     assert base.startswith("base: accuracy") and grpo.startswith("grpo: reward")

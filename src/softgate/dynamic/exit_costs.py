@@ -106,9 +106,9 @@ def measure_costs(model: EarlyExit, example: Any) -> ExitCosts:
     try:
         state = example
         for place, stage in enumerate(model.stages):
-            state, work = _counted(lambda state=state, stage=stage: stage(state))  # type: ignore[misc]
+            state, work = counted(lambda state=state, stage=stage: stage(state))  # type: ignore[misc]
             stages.append(work // rows)
-            exits.append(_counted(lambda state=state, place=place: _leave(model, state, place))[1] // rows)  # type: ignore[misc]
+            exits.append(counted(lambda state=state, place=place: _leave(model, state, place))[1] // rows)  # type: ignore[misc]
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -123,7 +123,7 @@ def _leave(model: EarlyExit, state: Any, place: int) -> None:
         model.gates[place](logits)
 
 
-def _counted(run: Callable[[], Any]) -> tuple[Any, int]:
+def counted(run: Callable[[], Any]) -> tuple[Any, int]:
     """Result and multiply-adds of ``run``; attention is counted through its products, which every device has."""
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         result = run()

@@ -60,7 +60,8 @@ def fit(
         batches: ``step -> batch``, the whole batch of update ``step`` (from 0), the same whenever it is called: draw
             from ``seeds.generator(seed, "data", step)``.
         run: folder for checkpoints and live figures, seed, threads, device, whether to resume; None keeps nothing.
-        optimizer: a ready optimizer, or a function that makes one from the parameters; AdamW by default.
+        optimizer: a ready optimizer, or a function that makes one from the parameters; AdamW by default. The rate of a
+            parameter group that holds ``schedule="constant"`` stays as it is.
         evaluate: ``model -> figures``, called in eval mode, without gradients, on a random stream of its own.
         name: tells apart several ``fit`` of one run.
         state: generators and other objects to save and restore besides model and optimizer.
@@ -197,8 +198,9 @@ class _Trainer:
         """One optimizer step."""
         factor = self.factor(self.step)
         for group, base in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
-            if group["lr"] != base * factor:
-                optimizers.set_lr(group, base * factor)
+            lr = base if group.get("schedule") == "constant" else base * factor
+            if group["lr"] != lr:
+                optimizers.set_lr(group, lr)
         batch = self.batches(self.step)
         if self.world.device.type != "cpu":
             batch = distributed.map_tensors(batch, lambda tensor: tensor.to(self.world.device, non_blocking=True))

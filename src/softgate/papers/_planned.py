@@ -63,16 +63,6 @@ PLANNED = (
         "connections by each other: global, linear in the size of the image, and state of the art in restoration.",
     ),
     PlannedPaper(
-        slug="fire-together-wire-together",
-        title="Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction",
-        arxiv="2110.08232",
-        date="2021-10",
-        venue="CVPR 2022",
-        sites=("dynamic",),
-        summary="A small predictor chooses per sample which filters of a convolution run, trained on which filters "
-        "fired most, so that the saving can be set by one number before training.",
-    ),
-    PlannedPaper(
         slug="self-tuning-networks",
         title="Self-Tuning Networks: Bilevel Optimization of Hyperparameters using Structured Best-Response Functions",
         arxiv="1903.03088",
