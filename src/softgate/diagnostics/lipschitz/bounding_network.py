@@ -105,7 +105,7 @@ def lipschitz_bound(
         contracting(network)
     rows = _rows(network, norm, output_row)
     method = chosen_method(network, multiplier, norm, method)
-    blocks, factor = _blocks(network, norm, split, method)
+    blocks, factor = _blocks(network, norm, split, 0 if method == "scaling" else unknowns(network, multiplier))
     found = [
         prove(block, multiplier, norm, row if block is blocks[-1] else None, method, tol)
         for block in blocks
@@ -146,14 +146,13 @@ def _rows(network: Network, norm: str, output_row: int | None) -> list[int | Non
     return [output_row]
 
 
-def _blocks(network: Network, norm: str, split: int | None, method: str) -> tuple[list[Network], float | None]:
-    """The networks to bound, and what stands before the product of their bounds; None for a single one."""
+def _blocks(network: Network, norm: str, split: int | None, size: int) -> tuple[list[Network], float | None]:
+    """The networks to bound, with ``size`` unknowns in all, and the factor of their product; None for a single one."""
     can = network.kind == "feedforward" and norm == "l2"
     if split is None:
-        large = can and method != "scaling" and unknowns(network) > _LARGEST
-        if not large:
+        if not can or size <= _LARGEST:
             return [network], None
-        split = max(1, len(network.weights) * _LARGEST // (unknowns(network) + 1))
+        split = max(1, len(network.weights) * _LARGEST // size)
     check_sizes(split=split)
     if not can:
         raise ArgumentValueError("split must be None for norm='linf', residual and implicit models")

@@ -104,8 +104,10 @@ def minimise(chain: Chain, tol: float) -> tuple[Tensor, bool]:
     logs = torch.zeros(sum(sizes), dtype=torch.float64)
     if chain.absolute:
         logs[: sizes[0]] = chain.factors[0].square().sum(0).log() / 2
-    best, value, converged = logs.clone(), chain.bound(logs), not len(logs)
-    for order in _ORDERS if len(logs) else ():
+    if chain.is_zero or not len(logs):
+        return logs, True
+    best, value, converged = logs.clone(), chain.bound(logs), False
+    for order in _ORDERS:
         logs = _descend(chain, logs, order)
         found = chain.bound(logs)
         gain = 1.0 - found / value

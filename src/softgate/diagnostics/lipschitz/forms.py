@@ -43,6 +43,11 @@ class Form:
         """Number of multipliers."""
         return int(self.group.max()) + 1 if len(self.group) else 0
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether the output does not depend on the input."""
+        return self.inputs == 0 or not bool(self.output.any())
+
     def spread(self, multipliers: Tensor) -> Tensor:
         """The multiplier of every entry of δ."""
         return multipliers[self.group]
@@ -55,13 +60,17 @@ class Form:
 
     def least_squared(self, multipliers: Tensor) -> float:
         """The least ρ that the multipliers prove, infinite if they prove none."""
+        if self.is_zero:
+            return 0.0
         rest = self._eliminated(self.slack(multipliers, self.output))
         if rest is None:
             return math.inf
-        return max(0.0, float(torch.linalg.eigvalsh(-rest)[-1])) if self.inputs else 0.0
+        return max(0.0, float(torch.linalg.eigvalsh(-rest)[-1]))
 
     def least_absolute(self, multipliers: Tensor, weights: Tensor) -> float:
         """The least bound in the maximum norm that multipliers and input weights μ prove; scaled for the best."""
+        if self.is_zero:
+            return 0.0
         matrix = self.slack(multipliers, self.output[:0])
         matrix[range(self.inputs), range(self.inputs)] += weights
         scale = matrix.diagonal()

@@ -64,9 +64,24 @@ class Activation:
         return max(map(abs, self.slope)) if self.kind == "slope" else 1.0
 
     @property
+    def stretch_of_largest(self) -> float:
+        """Lipschitz constant in the maximum norm."""
+        if self.kind != "householder":
+            return self.stretch
+        assert self.vectors is not None
+        mirrors = torch.eye(self.group_size) - 2.0 * self.vectors[:, :, None] * self.vectors[:, None, :]
+        return max(1.0, float(mirrors.abs().sum(2).max()))
+
+    @property
     def is_elementwise(self) -> bool:
         """Whether it is described by its slope."""
         return self.kind in ("relu", "slope")
+
+    def unknowns(self, width: int, multiplier: str) -> int:
+        """How many entries δ has for ``width`` outputs."""
+        if multiplier == "diagonal" or self.kind not in ("groupsort", "householder"):
+            return width
+        return width // self.group_size * (1 if self.kind == "householder" else self.group_size - 1)
 
     def increments(self, width: int, multiplier: str) -> Increments:
         """What is known of ``width`` outputs, with the ``"full"`` multipliers or the ``"diagonal"`` ones."""

@@ -146,9 +146,7 @@ def product_bound(network: Network, norm: str, row: int | None) -> float:
     def last(matrix: Tensor | None) -> float:
         return size(matrix if matrix is None or row is None else matrix[row : row + 1])
 
-    if norm == "linf" and any(a.kind == "householder" for a in network.activations):
-        return math.inf  # in the maximum norm a reflection lengthens
-    stretch = [activation.stretch for activation in network.activations]
+    stretch = [a.stretch_of_largest if norm == "linf" else a.stretch for a in network.activations]
     if network.kind == "feedforward":
         return math.prod(stretch) * math.prod(map(size, network.weights[:-1])) * last(network.weights[-1])
     if network.kind == "residual":

@@ -103,12 +103,12 @@ def read(model: Any, options: Options, residual: Any, input_shape: Sequence[int]
     weights = [matrix(f"weight {i}", value) for i, value in enumerate(model)]
     if not weights:
         raise ArgumentValueError("model must hold at least one matrix, got an empty list")
+    if residual is not None:
+        return _of_residual(weights, options, residual)
     for i in range(1, len(weights)):
         if weights[i].shape[1] != weights[i - 1].shape[0]:
             shapes = f"{tuple(weights[i].shape)} after {tuple(weights[i - 1].shape)}"
             raise ArgumentValueError(f"weight {i} must take what the one before it gives, got shapes {shapes}")
-    if residual is not None:
-        return _of_residual(weights, options, residual)
     activations = _activations(options, [len(weight) for weight in weights[:-1]])
     return Network("feedforward", tuple(weights), activations, function=_feedforward(weights, activations))
 
@@ -188,10 +188,15 @@ def _of_residual(weights: list[Tensor], options: Options, residual: Any) -> Netw
         outer = [matrix(f"residual {i}", value) for i, value in enumerate(residual)]
     else:
         bad_type("residual", residual, "True, 'inner' or a list with a matrix for each weight")
+    state = weights[0].shape[1] if first is None else len(first)
     for i, (weight, after) in enumerate(zip(weights, outer, strict=True)):
-        if after.shape != weight.shape[::-1]:
-            raise ArgumentValueError(f"block {i} must come back to its input, got {tuple(weight.shape)} and then "
-                                     f"{tuple(after.shape)}")  # fmt: skip
+        if weight.shape[1] != state or after.shape != (state, len(weight)):
+            shapes = f"{tuple(weight.shape)} and then {tuple(after.shape)}"
+            raise ArgumentValueError(
+                f"block {i} must lead from the {state} entries of the state back to them, got {shapes}"
+            )
+    if last is not None and last.shape[1] != state:
+        raise ArgumentValueError(f"the last matrix must have {state} columns, got {last.shape[1]}")
     activations = _activations(options, widths)
 
     def function(x: Tensor) -> Tensor:

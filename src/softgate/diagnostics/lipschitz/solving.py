@@ -39,12 +39,13 @@ def chosen_method(network: Network, multiplier: str, norm: str, method: str) -> 
         return method
     inputs = network.weights[0].shape[1]
     inputs = min(inputs, len(network.weights[0])) if norm == "l2" else inputs
-    return "scaling" if scalable and inputs + unknowns(network) > _SMALL else "barrier"
+    return "scaling" if scalable and inputs + unknowns(network, multiplier) > _SMALL else "barrier"
 
 
-def unknowns(network: Network) -> int:
-    """Width of all activations together."""
-    return sum(len(weight) for weight, _ in zip(network.weights, network.activations, strict=False))
+def unknowns(network: Network, multiplier: str) -> int:
+    """How many numbers the changes of all activations are."""
+    layers = zip(network.weights, network.activations, strict=False)
+    return sum(activation.unknowns(len(weight), multiplier) for weight, activation in layers)
 
 
 def prove(network: Network, multiplier: str, norm: str, row: int | None, method: str, tol: float) -> tuple[Proof, bool]:
@@ -56,15 +57,12 @@ def prove(network: Network, multiplier: str, norm: str, row: int | None, method:
     form = reduced_form(network, multiplier, norm, row)
     weights = form.output[0].abs() if norm == "linf" else None
     multipliers, converged = torch.zeros(form.groups, dtype=torch.float64), True
-    if form.groups and form.inputs and bool(form.output.any()):
+    if form.groups and not form.is_zero:
         contraction = _contraction(network, multiplier)
         solve = _solve_cvxpy if method == "cvxpy" else barrier.minimise
         begin, asked = forms.start(form, contraction)
-        if norm == "l2":
-            problem_, theta = _euclidean(form, begin, asked)
-        else:
-            problem_, theta = _absolute(form, begin, asked)
-        theta, converged = solve(problem_, theta, 0.1 * tol)
+        inequality, theta = (_euclidean if norm == "l2" else _absolute)(form, begin, asked)
+        theta, converged = solve(inequality, theta, 0.1 * tol)
         multipliers = theta[-form.groups :]
         weights = theta[1 : 1 + form.inputs] if norm == "linf" else None
     proof = Proof(network, norm, row, multiplier, False, multipliers, weights)
