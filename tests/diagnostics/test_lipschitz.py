@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from softgate.activations import GroupSort, Householder, MaxMin, group_sort, householder
 from softgate.diagnostics import ImplicitModel, LipschitzCertificate, lipschitz_bound
+from softgate.diagnostics._observe.heads import lipschitz_product, small_heads
 from softgate.diagnostics.lipschitz import barrier, chain, networks
 from softgate.diagnostics.lipschitz.certificate import reduced_form
 from softgate.diagnostics.lipschitz.increments import Activation
@@ -327,6 +328,13 @@ def test_degenerate_networks() -> None:
     assert lipschitz_bound(half).value == lipschitz_bound([half[0].double(), half[1].double()]).value
     assert lipschitz_bound([first.T.contiguous().T.numpy(), second]).value == lipschitz_bound([first, second]).value
     assert lipschitz_bound([first, second[:1]]).verify()
+
+
+def test_the_report_knows_the_activations() -> None:
+    head = nn.Sequential(nn.Linear(4, 6), MaxMin(), nn.Linear(6, 6), Householder(6), nn.Linear(6, 2))
+    ((_, module, weights),) = small_heads(head)
+    product = lipschitz_product(module, weights)
+    assert product == pytest.approx(lipschitz_bound(head).product, rel=1e-6) and len(weights) == 3
 
 
 def test_the_radius_of_a_decision() -> None:

@@ -245,3 +245,15 @@ def test_drifting_experts(run: Runner) -> None:
     loss, best = (float(hedge.split(word)[1].split(",")[0]) for word in ("mean loss ", "best expert "))
     assert float(optimistic.split("mean loss ")[1].split(",")[0]) < min(loss, best)
     assert float(gaps[1].split()[-7]) < 0.1 * float(gaps[0].split()[-7])
+
+
+def test_certify_network(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    bounds, accuracy, *shares = run("certify_network.py", "--steps", "150", "--width", "8").splitlines()
+    lower, upper, product = (
+        float(bounds.split(word)[1].split(",")[0].split(";")[0]) for word in ("least ", "most ", "norms ")
+    )
+    assert lower <= upper < product and bounds.endswith("holds: True")
+    assert float(accuracy.split()[1]) > 0.6 and len(shares) == 3
+    ours, theirs = zip(*((float(s.split(": ")[1].split(",")[0]), float(s.split()[-1])) for s in shares), strict=True)
+    assert list(ours) == sorted(ours, reverse=True) and all(a >= b for a, b in zip(ours, theirs, strict=True))

@@ -61,7 +61,7 @@ def prove(network: Network, multiplier: str, norm: str, row: int | None, method:
         contraction = _contraction(network, multiplier)
         solve = _solve_cvxpy if method == "cvxpy" else barrier.minimise
         begin, asked = forms.start(form, contraction)
-        inequality, theta = (_euclidean if norm == "l2" else _absolute)(form, begin, asked)
+        inequality, theta = (euclidean if norm == "l2" else _absolute)(form, begin, asked)
         theta, converged = solve(inequality, theta, 0.1 * tol)
         multipliers = theta[-form.groups :]
         weights = theta[1 : 1 + form.inputs] if norm == "linf" else None
@@ -69,7 +69,8 @@ def prove(network: Network, multiplier: str, norm: str, row: int | None, method:
     return proof, converged
 
 
-def _euclidean(form: forms.Form, begin: Tensor, asked: Tensor) -> tuple[barrier.Inequality, Tensor]:
+def euclidean(form: forms.Form, begin: Tensor, asked: Tensor) -> tuple[barrier.Inequality, Tensor]:
+    """The inequality for variables ρ and λ, and a feasible point, from what :func:`forms.start` returns."""
     n = form.inputs
     own = torch.cat((torch.zeros(n, dtype=torch.long), 1 + form.group))
     cost = torch.zeros(1 + form.groups, dtype=torch.float64)
