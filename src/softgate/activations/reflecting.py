@@ -75,8 +75,8 @@ def householder(x: Tensor, v: Tensor, dim: int = -1) -> Tensor:
 
     Example:
         >>> import torch
-        >>> householder(torch.tensor([3.0, 1.0, -2.0, 5.0]), torch.tensor([1.0, -1.0]))
-        tensor([ 3.0000,  1.0000,  5.0000, -2.0000])
+        >>> householder(torch.tensor([3.0, -1.0, -2.0, 5.0]), torch.tensor([0.0, 1.0]))
+        tensor([ 3.,  1., -2.,  5.])
 
     Paper: arXiv 2401.14033; the activation: Singla, Singla and Feizi, arXiv 2108.04062.
     """
@@ -121,8 +121,8 @@ class Householder(nn.Module):
 
     Example:
         >>> import torch
-        >>> Householder(4, learnable=False)(torch.tensor([3.0, 1.0, -2.0, 5.0]))
-        tensor([ 3.0000,  1.0000,  5.0000, -2.0000])
+        >>> Householder(4, learnable=False)(torch.tensor([3.0, 1.0, -2.0, 5.0])).round()
+        tensor([ 3.,  1.,  5., -2.])
     """
 
     v: Tensor
