@@ -32,6 +32,7 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "fused_linear": (["--shapes", "16,8,50", "--turns", "1"], {}),
     "gaussian_moe": (["--samples", "300"], {}),
     "heads": (["--classes", "64", "--features", "64", "--rows", "8"], {}),
+    "lipschitz": (["--networks", "2,4"], {}),
     "losses": ([], {"SHAPES": {"cpu": ((8, 5),)}, "DENSE_SHAPES": {"cpu": ((8, 5),)}}),
     "margins": ([], {"SHAPES": ((8, 5),), "CELLS": ((4, 3, 8),)}),
     "mixers": (["--lengths", "64"], {}),

@@ -62,6 +62,7 @@ NAMES = {
         "RationalActivation", "rational",
         "HermiteActivation", "SineActivation", "dual_activation", "design_activation", "classify_activation",
         "crrelu", "CRReLU", "replace_activations", "eafo_correction", "worst_activation",
+        "GroupSort", "MaxMin", "Householder", "group_sort", "householder",
         "hyrelu", "ClippedReLU", "calibrate_bounds", "protect", "strip", "proact_fit", "separate_relus",
     ],
     "optim": [
@@ -87,6 +88,7 @@ NAMES = {
         "attention_sink", "softmax_collapse", "nlm_alignment", "outliers", "ptq_evaluate",
         "report", "Report", "TrainingMonitor", "activation_entropy",
         "BitFlipInjector", "ber_curve",
+        "lipschitz_bound", "LipschitzCertificate", "ImplicitModel",
         "System", "from_softmax", "from_linear_attention", "from_normalized_attention", "from_s6", "from_ssd",
         "from_qlstm", "from_rglru", "compare_systems",
         "LinearRegressionPrompts", "AttentionICL", "icl_attention", "circuit_report",

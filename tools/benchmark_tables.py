@@ -133,6 +133,17 @@ def _heads(record: Record) -> Iterator[Comparison]:
             yield Comparison(name, r["ms"]["factored"], peer, r["ms"][peer], r["limit_ms"])
 
 
+def _lipschitz(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "certificates"):
+        for name in ("barrier", "scaling"):
+            if "clarabel" in r["seconds"]:
+                what = f"Lipschitz bound, S = P = 0, {name}, {r['layers']} layers of {r['width']}"
+                yield Comparison(what, r["seconds"][name], "Clarabel", r["seconds"]["clarabel"], unit="s")
+    for r in _figures(record, "step"):
+        what = f"linear system of a step, {r['layers']} layers of {r['width']}"
+        yield Comparison(what, r["ms"]["structured"], "dense matrices", r["ms"]["textbook"], r["ms"]["product"])
+
+
 def _losses(record: Record) -> Iterator[Comparison]:
     for r in _figures(record, "stablemax"):
         for name in ("stablemax", "collapse_free"):
@@ -297,6 +308,7 @@ _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "fused-linear": _fused_linear,
     "gaussian_moe": _gaussian_moe,
     "heads": _heads,
+    "lipschitz": _lipschitz,
     "losses": _losses,
     "margins": _margins,
     "mixers": _mixers,

@@ -264,3 +264,15 @@ def test_smooth_matrix_game(run: Runner) -> None:
     assert low <= high < low + 0.3  # the gap of the two players, of the size of the smoothing
     first, last = (float(part.split()[-1 if i == 0 else 0]) for i, part in enumerate(regression.split(" -> ")))
     assert last < 0.2 * first
+
+
+def test_certify_network(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    bounds, accuracy, *shares = run("certify_network.py", "--steps", "150", "--width", "8").splitlines()
+    lower, upper, product = (
+        float(bounds.split(word)[1].split(",")[0].split(";")[0]) for word in ("least ", "most ", "norms ")
+    )
+    assert lower <= upper < product and bounds.endswith("holds: True")
+    assert float(accuracy.split()[1]) > 0.6 and len(shares) == 3
+    ours, theirs = zip(*((float(s.split(": ")[1].split(",")[0]), float(s.split()[-1])) for s in shares), strict=True)
+    assert list(ours) == sorted(ours, reverse=True) and all(a >= b for a, b in zip(ours, theirs, strict=True))

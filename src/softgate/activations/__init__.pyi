@@ -11,12 +11,17 @@ from .dual import dual_activation as dual_activation
 from .eafo import CorrectedActivation as CorrectedActivation
 from .eafo import eafo_correction as eafo_correction
 from .eafo import worst_activation as worst_activation
+from .group_sorting import GroupSort as GroupSort
+from .group_sorting import MaxMin as MaxMin
+from .group_sorting import group_sort as group_sort
 from .hermite import HermiteActivation as HermiteActivation
 from .hermite import hermite_activation as hermite_activation
 from .pade import RationalActivation as RationalActivation
 from .pade import rational as rational
 from .progressive_bounds import LayerBounds as LayerBounds
 from .progressive_bounds import proact_fit as proact_fit
+from .reflecting import Householder as Householder
+from .reflecting import householder as householder
 from .replacing import replace_activations as replace_activations
 from .sine import SineActivation as SineActivation
 from .sine import sine_activation as sine_activation

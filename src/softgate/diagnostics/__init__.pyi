@@ -34,6 +34,9 @@ from .icl import CircuitReport as CircuitReport
 from .icl import LinearRegressionPrompts as LinearRegressionPrompts
 from .icl import circuit_report as circuit_report
 from .icl import icl_attention as icl_attention
+from .lipschitz import ImplicitModel as ImplicitModel
+from .lipschitz import LipschitzCertificate as LipschitzCertificate
+from .lipschitz import lipschitz_bound as lipschitz_bound
 from .monitor import DiagnosisWarning as DiagnosisWarning
 from .monitor import TrainingMonitor as TrainingMonitor
 from .output_entropy import OutputEntropy as OutputEntropy

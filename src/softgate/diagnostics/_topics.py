@@ -83,7 +83,8 @@ _TEXTS: dict[str, tuple[str, str, str, str, str]] = {
         "how far logits can move when the features move by 1; a decision is certain within margin / (√2 · constant)",
         "no fixed limit: compare the radius with the size of the changes that are expected",
         "LipSDP, arXiv 2401.14033 (product bound)",
-        "a large-margin head with weight decay keeps the constant small for the margin it reaches",
+        "a large-margin head with weight decay keeps the constant small for the margin it reaches; "
+        "softgate.diagnostics.lipschitz_bound proves a smaller constant for heads of several layers",
     ),
 }  # fmt: skip
 

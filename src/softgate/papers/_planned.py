@@ -43,16 +43,6 @@ PLANNED = (
         "the target class in a contrastive encoder. Planned here as an audit of robustness on small public data sets.",
     ),
     PlannedPaper(
-        slug="lipsdp-quadratic-constraints",
-        title="Novel Quadratic Constraints for Extending LipSDP beyond Slope-Restricted Activations",
-        arxiv="2401.14033",
-        date="2024-01",
-        venue="ICLR 2024",
-        sites=("activations", "diagnostics"),
-        summary="GroupSort, MaxMin and Householder activations get semidefinite bounds on the Lipschitz constant of a "
-        "network that are far tighter than the product of the layers' norms.",
-    ),
-    PlannedPaper(
         slug="maxim",
         title="MAXIM: Multi-Axis MLP for Image Processing",
         arxiv="2201.02973",

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from softgate.activations import GroupSort, Householder, MaxMin
+
 __all__: list[str] = []
 
 #: What the last layers are called in transformers, timm and plain models.
 _NAMES = ("classifier", "score", "head", "fc", "lm_head", "qa_outputs", "out_proj", "output")
 #: Largest head that is looked at, in weights: its Gram matrix is decomposed.
 LARGEST = 1 << 22
-#: Lipschitz constants of elementwise maps: the largest slope. GELU at x = √2, SiLU at x ≈ 2.4.
+#: Lipschitz constants of activations; of elementwise ones the largest slope. GELU at x = √2, SiLU at x ≈ 2.4.
 _SLOPES: dict[type[nn.Module], float] = {
     nn.ReLU: 1.0, nn.Tanh: 1.0, nn.Sigmoid: 0.25, nn.Softplus: 1.0, nn.Identity: 1.0, nn.Dropout: 1.0,
     nn.Flatten: 1.0, nn.GELU: 1.12891, nn.SiLU: 1.09985,
+    GroupSort: 1.0, MaxMin: 1.0, Householder: 1.0,
 }  # fmt: skip
 
 
