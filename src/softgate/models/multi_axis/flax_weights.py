@@ -187,7 +187,8 @@ def _from_flax(layer: nn.Module, name: str, value: NDArray[Any]) -> Tensor:
     if not name.endswith("/kernel"):
         return array
     if isinstance(layer, nn.Linear):  # a dense layer (in, out), or a 1×1 convolution (1, 1, in, out)
-        return array.flatten(0, 2).mT if array.ndim == 4 and array.shape[:2] == (1, 1) else array.mT
+        array = array[0, 0] if array.ndim == 4 and array.shape[:2] == (1, 1) else array
+        return array.mT if array.ndim == 2 else array
     if array.ndim != 4:
         return array
     if isinstance(layer, nn.ConvTranspose2d):  # Flax does not turn the kernel of a transposed convolution around

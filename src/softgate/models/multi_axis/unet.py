@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from softgate._math.compress import compute_dtype
 from softgate.models.multi_axis.config import MAXIMConfig
 from softgate.models.multi_axis.cross_gating import CrossGatingBlock
 from softgate.models.multi_axis.gated_mlp import MultiAxisGatedMLP
@@ -112,4 +113,6 @@ def resize(x: Tensor, shift: int) -> Tensor:
     if shift == 0:
         return x
     height, width = ((side << shift) if shift > 0 else (side >> -shift) for side in x.shape[2:])
-    return F.interpolate(x, (height, width), mode="bilinear", align_corners=False, antialias=shift < 0)
+    wide = x.to(compute_dtype(x.dtype))
+    resized = F.interpolate(wide, (height, width), mode="bilinear", align_corners=False, antialias=shift < 0)
+    return resized.to(x.dtype)
