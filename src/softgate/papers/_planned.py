@@ -64,16 +64,6 @@ PLANNED = (
         "network that are far tighter than the product of the layers' norms.",
     ),
     PlannedPaper(
-        slug="maxim",
-        title="MAXIM: Multi-Axis MLP for Image Processing",
-        arxiv="2201.02973",
-        date="2022-01",
-        venue="CVPR 2022",
-        sites=("models",),
-        summary="Gated MLPs mix the pixels of an image within windows and across a dilated grid, and gate skip "
-        "connections by each other: global, linear in the size of the image, and state of the art in restoration.",
-    ),
-    PlannedPaper(
         slug="fire-together-wire-together",
         title="Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction",
         arxiv="2110.08232",

@@ -189,7 +189,7 @@ class SupervisedAttention(nn.Module):
         >>> features.shape, image.shape
         (torch.Size([1, 8, 4, 4]), torch.Size([1, 3, 4, 4]))
 
-    Paper: MAXIM, arXiv 2201.02973, section 3.1, after MPRNet, arXiv 2102.02808.
+    Paper: MAXIM, arXiv 2201.02973, section 3.4, after MPRNet, arXiv 2102.02808.
     """
 
     def __init__(
