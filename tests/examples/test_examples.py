@@ -245,3 +245,10 @@ def test_drifting_experts(run: Runner) -> None:
     loss, best = (float(hedge.split(word)[1].split(",")[0]) for word in ("mean loss ", "best expert "))
     assert float(optimistic.split("mean loss ")[1].split(",")[0]) < min(loss, best)
     assert float(gaps[1].split()[-7]) < 0.1 * float(gaps[0].split()[-7])
+
+
+def test_restore_image(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    out = run("restore_image.py", "--steps", "20")
+    before, after = (float(part.split(" dB")[0].split()[-1]) for part in out.split(" before,"))
+    assert out.startswith("noise") and after > before

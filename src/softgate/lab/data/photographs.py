@@ -1,4 +1,4 @@
-"""The two photographs that come with scikit-learn, and folders of degraded photographs with their clean ones."""
+"""The photographs that come with scikit-learn and matplotlib, and folders of degraded and clean photographs."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def sample_photograph(name: str) -> Tensor:
-    """A photograph that comes with scikit-learn: ``"china"`` (a temple) or ``"flower"``.
+    """A photograph that comes with scikit-learn, ``"china"`` (a temple) or ``"flower"``, or matplotlib, ``"portrait"``.
 
     Returns:
-        (3, 427, 640), uint8.
+        (3, H, W), uint8.
 
     Raises:
         MissingExtraError: scikit-learn or pillow is not installed.
-        MissingDataError: scikit-learn has no photograph of this name.
+        MissingDataError: there is no photograph of this name.
     """
+    if name == "portrait":
+        from matplotlib import get_data_path
+
+        return _read(Path(get_data_path()) / "sample_data" / "grace_hopper.jpg")
     try:
         from sklearn.datasets import load_sample_image
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -34,7 +34,7 @@ class RestorationTask(Protocol):
 
 
 def _noise(x: Tensor, generator: torch.Generator) -> Tensor:
-    return _noisy(x, 50.0, generator).clamp(0.0, 1.0)
+    return _noisy(x, 50.0, generator)
 
 
 def _ghost(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -80,16 +80,16 @@ class SyntheticRestoration:
     Attributes:
         task: one of :data:`DEGRADATIONS`.
         seed: of crops, flips, turns and noise in training; the test crops and their noise are the same for every seed.
-        images: ``"photographs"`` trains on one photograph of scikit-learn and tests on the other one; ``"cifar10"``
-            takes training and test images of CIFAR-10.
-        size: side of the crops; 32 for CIFAR-10.
+        images: ``"photographs"`` trains on a temple and a portrait and tests on a flower, the photographs that come
+            with scikit-learn and matplotlib; ``"cifar10"`` takes training and test images of CIFAR-10.
+        size: side of the crops; at most 32 for CIFAR-10, whose test images stay whole.
     """
 
     task: str
     seed: int
     images: Literal["photographs", "cifar10"] = "photographs"
     size: int = 32
-    _train: Tensor = field(init=False, repr=False)
+    _train: Sequence[Tensor] = field(init=False, repr=False)
     _clean: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -97,15 +97,14 @@ class SyntheticRestoration:
         check_choice("images", self.images, ("photographs", "cifar10"))
         check_sizes(size=self.size)
         if self.images == "photographs":
-            train, clean = sample_photograph("china")[None], _grid(sample_photograph("flower"), self.size)
+            train: Sequence[Tensor] = [sample_photograph(name) for name in ("china", "portrait")]
+            test = sample_photograph("flower")[None]
         else:
-            if self.size != 32:
-                bad_value("size", self.size, "32 for CIFAR-10")
-            train, test = data.cifar10("train").images, data.cifar10("test").images
-            count = _TESTED[0] * _TESTED[1]
-            clean = test[torch.arange(count) * len(test) // count]
-        if not 2 <= self.size <= min(train.shape[2:]):
-            bad_value("size", self.size, f"from 2 to {min(train.shape[2:])}")
+            train, test = list(data.cifar10("train").images), data.cifar10("test").images
+        smallest = min(side for image in (train[0], train[1], test[0]) for side in image.shape[1:])
+        if not 2 <= self.size <= smallest:
+            bad_value("size", self.size, f"from 2 to {smallest}")
+        clean = _grid(test[0], self.size) if len(test) == 1 else _spread(test)
         object.__setattr__(self, "_train", train)
         object.__setattr__(self, "_clean", clean.float() / 255.0)
 
@@ -180,6 +179,12 @@ class PairedRestoration:
         top, left = (draw(side - self.size + 1) for side in both.shape[2:])
         crop = both[:, :, top : top + self.size, left : left + self.size].float() / 255.0
         return torch.rot90(crop.flip(3) if draw(2) else crop, draw(4), (2, 3))
+
+
+def _spread(images: Tensor) -> Tensor:
+    """160 images from everywhere: some copies of CIFAR-10 are sorted by class."""
+    count = _TESTED[0] * _TESTED[1]
+    return images[torch.arange(count) * len(images) // count]
 
 
 def _grid(photograph: Tensor, size: int) -> Tensor:
