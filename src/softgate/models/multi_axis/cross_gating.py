@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from softgate._checks import check_sizes
+from softgate._math.gelu import tanh_gelu
 from softgate.errors import ArgumentValueError
 from softgate.models.multi_axis.gated_mlp import check_divisible
-from softgate.models.multi_axis.layers import EPS, check_map, first, gelu, last, lecun_normal, small_normal
+from softgate.models.multi_axis.layers import EPS, check_map, first, last, lecun_normal, small_normal
 from softgate.models.multi_axis.mixing import check_size, mix_axis
 
 __all__ = ["CrossGatingBlock", "SpatialGate"]
@@ -54,7 +55,7 @@ class SpatialGate(nn.Module):
         check_divisible("x", x, self.grid_size)
         check_divisible("x", x, self.block_size)
         x_BHWC = last(x)
-        u, v = gelu(self.w_in(self.norm(x_BHWC))).chunk(2, -1)
+        u, v = tanh_gelu(self.w_in(self.norm(x_BHWC))).chunk(2, -1)
         across = mix_axis(u, self.grid.weight, self.grid.bias, self.grid_size, "grid")
         inside = mix_axis(v, self.block.weight, self.block.bias, self.block_size, "block")
         return first(self.w_out(torch.cat((across, inside), -1)))
@@ -125,7 +126,7 @@ class CrossGatingBlock(nn.Module):
         if self.up is not None:
             y = self.up(y)
         x_BHWC, y_BHWC = self.project_x(last(x)), self.project_y(last(y))
-        hidden_x, hidden_y = gelu(self.w_in_x(self.norm_x(x_BHWC))), gelu(self.w_in_y(self.norm_y(y_BHWC)))
+        hidden_x, hidden_y = tanh_gelu(self.w_in_x(self.norm_x(x_BHWC))), tanh_gelu(self.w_in_y(self.norm_y(y_BHWC)))
         from_x, from_y = last(self.gate_x(first(hidden_x))), last(self.gate_y(first(hidden_y)))
         y_out = self.w_out_y(hidden_y * from_x) + y_BHWC
         x_out = self.w_out_x(hidden_x * from_y) + y_out + x_BHWC

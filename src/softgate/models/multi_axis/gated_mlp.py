@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from softgate._checks import check_sizes
+from softgate._math.gelu import tanh_gelu
 from softgate.errors import bad_value, check_choice
-from softgate.models.multi_axis.layers import EPS, check_map, first, gelu, last, small_normal
+from softgate.models.multi_axis.layers import EPS, check_map, first, last, small_normal
 from softgate.models.multi_axis.mixing import AXES, Axis, axis_first, axis_last, check_size, in_cells, mix_positions
 
 __all__ = ["AxisGatedMLP", "MultiAxisGatedMLP"]
@@ -55,7 +56,7 @@ class AxisGatedMLP(nn.Module):
         check_map("x", x, self.channels)
         check_divisible("x", x, self.size)
         x_BHWC = last(x)
-        u, v = gelu(self.w_in(self.norm(x_BHWC))).chunk(2, -1)
+        u, v = tanh_gelu(self.w_in(self.norm(x_BHWC))).chunk(2, -1)
         # The norm writes v with the positions first: what the product needs, without a copy of its own.
         v = self.gate_norm(axis_first(v, self.size, self.axis))
         gate = mix_positions(v, self.mix.weight, self.mix.bias + 1.0)
@@ -107,7 +108,7 @@ class MultiAxisGatedMLP(nn.Module):
         """``x`` plus the block."""
         check_map("x", x, self.channels)
         x_BHWC = last(x)
-        across, inside = first(gelu(self.w_in(self.norm(x_BHWC)))).chunk(2, 1)
+        across, inside = first(tanh_gelu(self.w_in(self.norm(x_BHWC)))).chunk(2, 1)
         mixed = torch.cat((last(self.grid(across)), last(self.block(inside))), -1)
         return first(x_BHWC + self.w_out(mixed))
 

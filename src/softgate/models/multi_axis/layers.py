@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from softgate._checks import check_float_tensor, check_number, check_sizes
+from softgate._math.gelu import tanh_gelu
 from softgate.errors import ArgumentValueError, bad_value
 
 __all__ = ["RCAB", "RDCAB", "ChannelAttention", "SupervisedAttention"]
@@ -26,11 +27,6 @@ def last(x_BCHW: Tensor) -> Tensor:
 def first(x_BHWC: Tensor) -> Tensor:
     """(B, H, W, C) seen as (B, C, H, W)."""
     return x_BHWC.permute(0, 3, 1, 2)
-
-
-def gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh approximation."""
-    return F.gelu(x, approximate="tanh")
 
 
 def check_map(name: str, x: Tensor, channels: int) -> None:
@@ -162,7 +158,7 @@ class RDCAB(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``x`` plus the block."""
         check_map("x", x, self.norm.normalized_shape[0])
-        return x + self.attention(first(self.w_out(gelu(self.w_in(self.norm(last(x)))))))
+        return x + self.attention(first(self.w_out(tanh_gelu(self.w_in(self.norm(last(x)))))))
 
 
 class SupervisedAttention(nn.Module):
