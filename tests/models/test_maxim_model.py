@@ -52,7 +52,7 @@ def test_published_sizes_have_the_published_number_of_parameters(name: str) -> N
 
 def test_shapes_of_all_stages_and_scales() -> None:
     with torch.device("meta"):
-        model = MAXIM("S-3")
+        model = MAXIM("S-3", groups=1, bottleneck_blocks=1)
         found = model(torch.empty(2, 3, 64, 192), return_all=True)
     assert model.size_multiple == 64 and set(MAXIM_CONFIGS) == set(PUBLISHED)
     assert [[tuple(x.shape) for x in stage] for stage in found] == 3 * [
@@ -85,21 +85,20 @@ def test_the_whole_image_is_seen() -> None:
     assert bool((x.grad.abs().sum((0, 1)) > 0).all())
 
 
-def test_memory_formats_compilation_and_16_bits() -> None:
+def test_memory_formats_and_16_bits() -> None:
     model, x = small(stages=2), torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         plain = model(x)
         torch.testing.assert_close(model(x.contiguous(memory_format=torch.channels_last)), plain)
         half = copy.deepcopy(model).bfloat16()
         assert float((half(x.bfloat16()).float() - plain).norm()) < 0.03 * float(plain.norm())
-        exported = torch.export.export(model, (x,)).module()
-        torch.testing.assert_close(exported(x), plain)
 
 
-def test_compiled_it_gives_the_same() -> None:
-    model, x = small(depth=1), torch.rand(1, 3, 4, 4)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+def test_compiled_and_exported_it_gives_the_same() -> None:
+    model, x = small(depth=1).double(), torch.rand(1, 3, 4, 4, dtype=torch.float64)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(x), model(x))
+    torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), model(x))
 
 
 def test_checkpointing_keeps_the_gradient_and_saves_memory() -> None:
