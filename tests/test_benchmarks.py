@@ -16,8 +16,14 @@ import pytest
 from softgate import cli
 from softgate.lab import bench
 from softgate.lab.timing import Timing
+from softgate.models import MAXIM
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def _tiny_maxim(variant: str, **options: Any) -> MAXIM:
+    return MAXIM(variant, features=4, groups=1, bottleneck_blocks=1, **options)
+
 
 #: Arguments and constants with which a benchmark takes a fraction of a second.
 SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -49,6 +55,10 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "pixel_mixture": ([], {"SHAPES": ((1, 3, 16, 16, 4),)}),
     "policy": (["--shape", "4,8", "--groups", "3,4", "--head", "8,4,50"], {"trl_log_probs": lambda: None}),
+    "restoration": (
+        ["--turns", "1"],
+        {"BLOCKS": ((1, 4, 8, 2),), "NETWORKS": (("S-1", 64),), "_PRODUCT": 8, "MAXIM": _tiny_maxim},
+    ),
     "routing": ([], {"CASES": ((16, 8, 16, 4, 2),)}),
     "soft_thinking": (["--model", "50,16,1", "--steps", "4", "--score", "4,16,5"], {"VOCABULARIES": (50,)}),
     "softmax_regression": (["--problems", "6,8,3", "--loop", "2"], {}),

@@ -25,7 +25,7 @@ def test_the_readme_examples_run(tmp_path):
     assert "normalizers.softmax" in result.stdout
 
 
-@pytest.mark.parametrize("room", ["detection", "dynamic", "losses", "optim", "policy", "routing"])
+@pytest.mark.parametrize("room", ["choosing", "detection", "dynamic", "losses", "optim", "policy", "routing"])
 def test_the_example_of_the_room_runs(room, tmp_path):
     result = run("\n".join(blocks(f"docs/{room}.md")), cwd=tmp_path)
     assert result.returncode == 0, result.stderr

@@ -107,6 +107,8 @@ NAMES = {
     "models": [
         "GPT", "ViT", "SOFTViT", "soft_tiny", "NaLaFormer", "NALAFORMER_CONFIGS",
         "GRUSVM", "CNNSVM", "GRUCellResetBefore", "ResNet",
+        "MAXIM", "MAXIM_CONFIGS", "MAXIMConfig", "MAXIMStage", "MultiAxisGatedMLP", "AxisGatedMLP", "CrossGatingBlock",
+        "SpatialGate", "RCAB", "RDCAB", "SupervisedAttention", "axis_mix", "restore", "load_flax_checkpoint",
         "HMoDE", "IAPTConfig", "IAPTModel", "get_iapt_model", "PromptGenerator", "SelfAttentionPool",
     ],
     "numpy": ["softmax", "log_softmax", "logsumexp"],

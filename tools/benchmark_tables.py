@@ -234,6 +234,16 @@ def _pixel_mixture(record: Record) -> Iterator[Comparison]:
                 yield Comparison(name, ms["softgate"], f"torch, {peer}", ms[peer], ms.get("limit"))
 
 
+def _restoration(record: Record) -> Iterator[Comparison]:
+    for section, name in (("blocks", "gated MLP"), ("networks", "MAXIM")):
+        for r in _figures(record, section):
+            for part in ("forward", "training"):
+                ms = r[part]
+                yield Comparison(
+                    f"{name} {part}, {r['shape']}", ms["softgate"], "plain torch", ms["plain"], ms.get("limit")
+                )
+
+
 def _policy(record: Record) -> Iterator[Comparison]:
     for r in _figures(record, "objective"):
         size = " × ".join(map(str, r["shape"]))
@@ -316,6 +326,7 @@ _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "optim": _optim,
     "pixel-mixture": _pixel_mixture,
     "policy": _policy,
+    "restoration": _restoration,
     "routing": _routing,
     "soft-thinking": _soft_thinking,
     "softmax-regression": _softmax_regression,

@@ -276,3 +276,10 @@ def test_certify_network(run: Runner) -> None:
     assert float(accuracy.split()[1]) > 0.6 and len(shares) == 3
     ours, theirs = zip(*((float(s.split(": ")[1].split(",")[0]), float(s.split()[-1])) for s in shares), strict=True)
     assert list(ours) == sorted(ours, reverse=True) and all(a >= b for a, b in zip(ours, theirs, strict=True))
+
+
+def test_restore_image(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    out = run("restore_image.py", "--steps", "20")
+    before, after = (float(part.split(" dB")[0].split()[-1]) for part in out.split(" before,"))
+    assert out.startswith("noise") and after > before

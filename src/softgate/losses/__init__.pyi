@@ -44,6 +44,9 @@ from .quadratic_softmax import spherical_softmax_loss_from_stats as spherical_so
 from .quadratic_softmax import taylor_softmax_loss as taylor_softmax_loss
 from .quadratic_softmax import taylor_softmax_loss_from_stats as taylor_softmax_loss_from_stats
 from .relative_counting import relative_local_counting_loss as relative_local_counting_loss
+from .restoration import MaximLoss as MaximLoss
+from .restoration import charbonnier as charbonnier
+from .restoration import frequency_l1 as frequency_l1
 from .stable_max import StableMaxCrossEntropyLoss as StableMaxCrossEntropyLoss
 from .stable_max import stablemax_cross_entropy as stablemax_cross_entropy
 from .svm import L2SVMLoss as L2SVMLoss

@@ -51,6 +51,24 @@ PLANNED = (
         sites=("models",),
         summary="Gated MLPs mix the pixels of an image within windows and across a dilated grid, and gate skip "
         "connections by each other: global, linear in the size of the image, and state of the art in restoration.",
+        slug="lipsdp-quadratic-constraints",
+        title="Novel Quadratic Constraints for Extending LipSDP beyond Slope-Restricted Activations",
+        arxiv="2401.14033",
+        date="2024-01",
+        venue="ICLR 2024",
+        sites=("activations", "diagnostics"),
+        summary="GroupSort, MaxMin and Householder activations get semidefinite bounds on the Lipschitz constant of a "
+        "network that are far tighter than the product of the layers' norms.",
+    ),
+    PlannedPaper(
+        slug="fire-together-wire-together",
+        title="Fire Together Wire Together: A Dynamic Pruning Approach with Self-Supervised Mask Prediction",
+        arxiv="2110.08232",
+        date="2021-10",
+        venue="CVPR 2022",
+        sites=("dynamic",),
+        summary="A small predictor chooses per sample which filters of a convolution run, trained on which filters "
+        "fired most, so that the saving can be set by one number before training.",
     ),
     PlannedPaper(
         slug="self-tuning-networks",

@@ -18,6 +18,8 @@ from softgate.lab.data.images import cifar10 as cifar10
 from softgate.lab.data.images import fashion_mnist as fashion_mnist
 from softgate.lab.data.images import mnist as mnist
 from softgate.lab.data.kyoto import kyoto2013 as kyoto2013
+from softgate.lab.data.photographs import PhotographPairs as PhotographPairs
+from softgate.lab.data.photographs import sample_photograph as sample_photograph
 from softgate.lab.data.store import DamagedDataError as DamagedDataError
 from softgate.lab.data.store import MissingDataError as MissingDataError
 from softgate.lab.data.styled_digits import StyledDigits as StyledDigits
