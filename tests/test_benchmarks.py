@@ -28,6 +28,7 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "fused_linear": (["--shapes", "16,8,50", "--turns", "1"], {}),
     "gaussian_moe": (["--samples", "300"], {}),
     "heads": (["--classes", "64", "--features", "64", "--rows", "8"], {}),
+    "information": ([], {"SHAPES": ((40, 3),), "KDE_SHAPES": ((70, 3),)}),
     "losses": ([], {"SHAPES": {"cpu": ((8, 5),)}, "DENSE_SHAPES": {"cpu": ((8, 5),)}}),
     "margins": ([], {"SHAPES": ((8, 5),), "CELLS": ((4, 3, 8),)}),
     "mixers": (["--lengths", "64"], {}),
@@ -81,8 +82,8 @@ def test_every_benchmark_is_tried_here() -> None:
 def test_the_summary_reads_what_a_benchmark_writes(
     site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Any
 ) -> None:
-    needed = {"gaussian_moe": "sklearn", "routing": "transformers", "soft_thinking": "transformers",
-              "softmax_regression": "scipy"}  # fmt: skip
+    needed = {"gaussian_moe": "sklearn", "information": "sklearn", "routing": "transformers",
+              "soft_thinking": "transformers", "softmax_regression": "scipy"}  # fmt: skip
     if site in needed:
         pytest.importorskip(needed[site])
     module = _module(site, monkeypatch)

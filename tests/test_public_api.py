@@ -78,6 +78,7 @@ NAMES = {
         "attention_sink", "softmax_collapse", "nlm_alignment", "outliers", "ptq_evaluate",
         "report", "Report", "TrainingMonitor", "activation_entropy",
         "BitFlipInjector", "ber_curve",
+        "mutual_information", "InformationPlane", "information_sensitivity", "adaptive_edges", "kde_entropy",
         "System", "from_softmax", "from_linear_attention", "from_normalized_attention", "from_s6", "from_ssd",
         "from_qlstm", "from_rglru", "compare_systems",
         "LinearRegressionPrompts", "AttentionICL", "icl_attention", "circuit_report",

@@ -256,6 +256,17 @@ def _early_exit(record: Record) -> Iterator[Comparison]:
         yield Comparison(name, r["ms"]["compact"], "all stages, no exits", r["ms"]["dense"], r["ms"]["ideal"])
 
 
+def _information(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "bins"):
+        name = f"information by adaptive bins, {r['rows']} × {r['units']}"
+        yield Comparison(name, r["ms"]["ours"], "numpy, unique rows as bytes", r["ms"]["numpy"])
+        yield Comparison(name, r["ms"]["ours"], "a loop over rows, counted in a dictionary", r["ms"]["loop"])
+    for r in _figures(record, "densities"):
+        name = f"both bounds of information by noise, {r['rows']} × {r['units']}"
+        yield Comparison(name, r["ms"]["ours"], "torch, whole matrices", r["ms"]["dense"])
+        yield Comparison(name, r["ms"]["ours"], "scikit-learn's KernelDensity, one bound", r["ms"]["sklearn"])
+
+
 #: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "activations": _activations,
@@ -265,6 +276,7 @@ _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "fused-linear": _fused_linear,
     "gaussian_moe": _gaussian_moe,
     "heads": _heads,
+    "information": _information,
     "losses": _losses,
     "margins": _margins,
     "mixers": _mixers,

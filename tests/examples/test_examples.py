@@ -245,3 +245,9 @@ def test_drifting_experts(run: Runner) -> None:
     loss, best = (float(hedge.split(word)[1].split(",")[0]) for word in ("mean loss ", "best expert "))
     assert float(optimistic.split("mean loss ")[1].split(",")[0]) < min(loss, best)
     assert float(gaps[1].split()[-7]) < 0.1 * float(gaps[0].split()[-7])
+
+
+def test_information_plane(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    out = run("information_plane.py", "--epochs", "2", "--plot", str(tmp_path / "plane.svg"))
+    assert "adaptive noise" in out and "akde, variance 0.001" in out and (tmp_path / "plane.svg").is_file()
