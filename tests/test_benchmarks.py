@@ -33,7 +33,10 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "margins": ([], {"SHAPES": ((8, 5),), "CELLS": ((4, 3, 8),)}),
     "mixers": (["--lengths", "64"], {}),
     "normalizers": (["grid"], {"LARGEST": 2**6}),
-    "optim": ([], {"MODELS": {"a matrix": [(4, 4)]}, "EXPERTS": ((3, 4),)}),
+    "optim": (
+        [],
+        {"MODELS": {"a matrix": [(4, 4)]}, "EXPERTS": ((3, 4),), "RESPONSES": ((4, 5),), "RECURRENT": ((3, 2, 4),)},
+    ),
     "pixel_mixture": ([], {"SHAPES": ((1, 3, 16, 16, 4),)}),
     "policy": (["--shape", "4,8", "--groups", "3,4", "--head", "8,4,50"], {"trl_log_probs": lambda: None}),
     "routing": ([], {"CASES": ((16, 8, 16, 4, 2),)}),

@@ -64,6 +64,8 @@ NAMES = {
     "optim": [
         "OrthoGrad", "project_orthogonal_",
         "OptimisticOMD", "OptimisticHedge", "SwordPP", "OptimisticMirrorDescent", "optimistic_softmax",
+        "SelfTuner", "HyperParam", "HyperSpace", "BestResponseLinear", "BestResponseConv2d", "BestResponseLSTM",
+        "BestResponseEmbedding", "convert_best_response", "per_example_dropout", "hyper", "best_response_linear",
     ],
     "attention": [
         "gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg", "MultiHeadAttention",

@@ -192,6 +192,14 @@ def _optim(record: Record) -> Iterator[Comparison]:
         for eta, said in (("constant", "constant step"), ("auto", "adaptive step")):
             name = f"OptimisticHedge, a round, {said}, {_size(r, 'streams', 'experts')}"
             yield Comparison(name, r["ms"][eta], "log_softmax", r["ms"]["log_softmax"])
+    for r in _figures(record, "response"):
+        name = f"best-response layer, {r['rows']} rows, {r['features']} features"
+        yield Comparison(name, r["ms"]["response"], "nn.Linear with twice the outputs", r["ms"]["linear_twice_as_wide"])
+        yield Comparison(name, r["ms"]["response"], "nn.Linear", r["ms"]["linear"])
+    for r in _figures(record, "recurrent"):
+        name = f"best-response LSTM, {r['steps']} steps, {r['rows']} rows, {r['units']} units"
+        yield Comparison(name, r["ms"]["response"], "one product at a time", r["ms"]["loop"])
+        yield Comparison(name, r["ms"]["response"], "nn.LSTM", r["ms"]["lstm"])
 
 
 def _pixel_mixture(record: Record) -> Iterator[Comparison]:

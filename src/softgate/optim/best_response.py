@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,7 +34,8 @@ def gate_values(lam: Tensor, gates: Tensor, gate_bias: Tensor | None, rows: int,
         )
     if lam.ndim == 2 and len(lam) not in (1, rows):
         raise ArgumentValueError(f"lam must have 1 or {rows} rows, as the input has, got {len(lam)}")
-    with torch.autocast(lam.device.type, enabled=False):
+    # autocast knows no meta tensors
+    with nullcontext() if lam.is_meta else torch.autocast(lam.device.type, enabled=False):
         found = F.linear(torch.atleast_2d(lam).to(gates.dtype), gates, gate_bias)
     return found.reshape(len(found), *[1] * (dims - 2), found.shape[1])
 
@@ -42,9 +44,9 @@ def _samples(dtype: torch.dtype, generator: torch.Generator) -> Iterator[tuple[t
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
-    yield (normal(4, 3), normal(4, 2), normal(10, 3), normal(10), normal(10, 2)), {}
-    yield (normal(4, 3, 3), normal(2), normal(6, 3), normal(6), normal(6, 2)), {}  # one λ for all rows
-    yield (normal(0, 3), normal(0, 2), normal(4, 3), normal(4), normal(4, 2)), {}
+    yield (normal(4, 3), normal(4, 2), normal(10, 3), normal(10, 2), normal(10)), {}
+    yield (normal(4, 3, 3), normal(2), normal(6, 3), normal(6, 2), normal(6)), {}  # one λ for all rows
+    yield (normal(0, 3), normal(0, 2), normal(4, 3), normal(4, 2)), {}
 
 
 def _bad() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]:
@@ -55,13 +57,13 @@ def _bad() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], s
         torch.ones(10),
         torch.ones(10, 2),
     )
-    yield (x, lam[:3], weights, biases, gates), {}, ArgumentValueError, "lam"
-    yield (x, lam[:, :1], weights, biases, gates), {}, ArgumentValueError, "lam"
-    yield (x[:, :2], lam, weights, biases, gates), {}, ArgumentValueError, "x"
-    yield (x.long(), lam, weights, biases, gates), {}, ArgumentTypeError, "x"
-    yield (x, lam, weights[:9], biases, gates), {}, ArgumentValueError, "weights"
-    yield (x, lam, weights, biases[:5], gates), {}, ArgumentValueError, "biases"
-    yield (x, lam, weights, biases, gates[:5]), {}, ArgumentValueError, "gates"
+    yield (x, lam[:3], weights, gates, biases), {}, ArgumentValueError, "lam"
+    yield (x, lam[:, :1], weights, gates, biases), {}, ArgumentValueError, "lam"
+    yield (x[:, :2], lam, weights, gates, biases), {}, ArgumentValueError, "x"
+    yield (x.long(), lam, weights, gates, biases), {}, ArgumentTypeError, "x"
+    yield (x, lam, weights[:9], gates, biases), {}, ArgumentValueError, "weights"
+    yield (x, lam, weights, gates, biases[:5]), {}, ArgumentValueError, "biases"
+    yield (x, lam, weights, gates[:5], biases), {}, ArgumentValueError, "gates"
 
 
 @method(
@@ -73,7 +75,9 @@ def _bad() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], s
     bad_inputs=_bad,
     error_scale="tensor",
 )
-def best_response_linear(x: Tensor, lam: Tensor, weights: Tensor, biases: Tensor | None, gates: Tensor) -> Tensor:
+def best_response_linear(
+    x: Tensor, lam: Tensor, weights: Tensor, gates: Tensor, biases: Tensor | None = None
+) -> Tensor:
     r"""A linear layer whose weights respond to hyper-parameters λ, a different λ per row if wanted.
 
     .. math:: y = W x + b + (U \lambda) \odot (V x) + (C \lambda) \odot c
@@ -84,8 +88,8 @@ def best_response_linear(x: Tensor, lam: Tensor, weights: Tensor, biases: Tensor
         x: inputs, (B, …, in).
         lam: unconstrained hyper-parameters, (B, H), or (1, H) or (H,) for all rows alike.
         weights: W above V, (2 · out, in).
-        biases: b before c, (2 · out,), or None.
         gates: U above C, (2 · out, H).
+        biases: b before c, (2 · out,), or None.
 
     Returns:
         (B, …, out), in the dtype of ``x``.
@@ -97,7 +101,7 @@ def best_response_linear(x: Tensor, lam: Tensor, weights: Tensor, biases: Tensor
     Example:
         >>> import torch
         >>> x, weights, gates = torch.ones(1, 1), torch.tensor([[2.0], [5.0]]), torch.ones(2, 1)
-        >>> [float(best_response_linear(x, torch.tensor([lam]), weights, None, gates)) for lam in (0.0, 1.0, -0.1)]
+        >>> [float(best_response_linear(x, torch.tensor([lam]), weights, gates)) for lam in (0.0, 1.0, -0.1)]
         [2.0, 7.0, 1.5]
 
     Paper: Self-Tuning Networks, arXiv 1903.03088, structured best-response approximation.
