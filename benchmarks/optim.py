@@ -1,4 +1,4 @@
-"""What OrthoGrad adds to an AdamW step; optimistic mirror descent beside torch's optimizers; Hedge; best-response layers.
+"""OrthoGrad on top of AdamW; optimistic mirror descent beside torch's optimizers; Hedge; best-response layers.
 
     python benchmarks/optim.py [--seconds S] [--out DIR]
 
