@@ -1,6 +1,7 @@
 """What OrthoGrad adds to an AdamW step; mirror descent beside the optimizers of torch; Hedge beside softmax.
 
 And Newton steps with an adaptive radius beside SciPy's minimizers and scikit-learn's solvers, to the same tolerance.
+"""OrthoGrad on top of AdamW; optimistic mirror descent beside torch's optimizers; Hedge; best-response layers.
 
     python benchmarks/optim.py [--seconds S] [--out DIR]
 
@@ -28,6 +29,10 @@ from softgate.optim import (
     OptimisticHedge,
     OptimisticMirrorDescent,
     minimize_gns,
+    BestResponseLinear,
+    BestResponseLSTM,
+    OptimisticHedge,
+    OptimisticMirrorDescent,
     project_orthogonal_,
 )
 
@@ -48,6 +53,8 @@ CURVATURES = ((200, 2000),)
 GAP = 1e-8
 #: Peers of SciPy, and which of them take a Hessian.
 PEERS = {"trust-exact": True, "trust-ncg": True, "Newton-CG": True, "L-BFGS-B": False}
+#: Rows and features of a best-response layer; steps, rows and units of an LSTM; hyper-parameters.
+RESPONSES, RECURRENT, HYPER = ((128, 1024),), ((35, 20, 200),), 7
 
 
 def weights(shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -212,6 +219,59 @@ def measure_trial(rows: int, columns: int, seconds: float) -> dict[str, Any]:
     }
     times = interleaved(candidates, turns=5, seconds=seconds, most=200)
     return {"rows": rows, "columns": columns, "ms": {name: 1e3 * timing.median for name, timing in times.items()}}
+def measure_response(rows: int, features: int, seconds: float) -> dict[str, Any]:
+    """Forward and backward; the peer is one plain layer with as many weights."""
+    x, lam = torch.randn(rows, features), torch.randn(rows, HYPER)
+    ours, plain = BestResponseLinear(features, features, HYPER), torch.nn.Linear(features, 2 * features)
+    single = torch.nn.Linear(features, features)
+    candidates = {
+        "response": lambda: ours(x, lam).sum().backward(),
+        "linear_twice_as_wide": lambda: plain(x).sum().backward(),
+        "linear": lambda: single(x).sum().backward(),
+    }
+    times = interleaved(candidates, turns=9, seconds=seconds, most=200)
+    return {
+        "rows": rows,
+        "features": features,
+        "ms": {candidate: 1e3 * timing.median for candidate, timing in times.items()},
+    }
+
+
+def _loop(net: BestResponseLSTM, x: Tensor, lam: Tensor) -> Tensor:
+    """Every step and every product by itself, as the authors' cell does."""
+    i2h, h2h = net.i2h[0], net.h2h[0]
+    h = c = torch.zeros(x.shape[1], h2h.in_features)
+    outputs = []
+    for step in x:
+        total: Any = 0.0
+        for layer, value in ((i2h, step), (h2h, h)):
+            (w, v), (b, d), gate = layer.weights.chunk(2), layer.biases.chunk(2), lam @ layer.gates.T
+            of_weight, of_bias = gate.chunk(2, 1)
+            total = total + (value @ w.T + b) + of_weight * (value @ v.T) + of_bias * d
+        forget, write, out, candidate = total.chunk(4, 1)
+        c = forget.sigmoid() * c + write.sigmoid() * candidate.tanh()
+        h = out.sigmoid() * c.tanh()
+        outputs.append(h)
+    return torch.stack(outputs)
+
+
+def measure_recurrent(steps: int, rows: int, units: int, seconds: float) -> dict[str, Any]:
+    """Forward and backward of one layer over a sequence."""
+    net, x, lam = BestResponseLSTM(units, units, 1, HYPER), torch.randn(steps, rows, units), torch.randn(rows, HYPER)
+    plain = torch.nn.LSTM(units, units)
+    assert torch.allclose(_loop(net, x, lam), net(x, lam=lam)[0], atol=1e-4)
+    candidates = {
+        "response": lambda: net(x, lam=lam)[0].sum().backward(),
+        "loop": lambda: _loop(net, x, lam).sum().backward(),
+        "lstm": lambda: plain(x)[0].sum().backward(),
+    }
+    times = interleaved(candidates, turns=7, seconds=seconds, most=100)
+    return {
+        "steps": steps,
+        "rows": rows,
+        "units": units,
+        "ms": {candidate: 1e3 * timing.median for candidate, timing in times.items()},
+    }
 
 
 def main() -> None:
@@ -246,6 +306,20 @@ def main() -> None:
     CONSOLE.print(f"load per core {load_per_core():.2f}")
     newton = {"gns_maximum": maxima, "gns_regression": fits, "gns_trial": trials}
     sections = {"orthograd": found, "mirror_descent": mirror, "hedge": hedge, **newton}
+    response = [measure_response(*size, options.seconds) for size in RESPONSES]
+    recurrent = [measure_recurrent(*size, options.seconds) for size in RECURRENT]
+    for title, rows in (("best-response layer", response), ("best-response LSTM", recurrent)):
+        header = [*(key for key in rows[0] if key != "ms"), *rows[0]["ms"]]
+        lines = [[*(v for k, v in row.items() if k != "ms"), *row["ms"].values()] for row in rows]
+        table(f"{title}, forward and backward, ms (median)", header, lines)
+    CONSOLE.print(f"load per core {load_per_core():.2f}")
+    sections = {
+        "orthograd": found,
+        "mirror_descent": mirror,
+        "hedge": hedge,
+        "response": response,
+        "recurrent": recurrent,
+    }
     write_record(options.out / "benchmark-optim.json", sections)
 
 

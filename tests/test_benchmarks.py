@@ -39,6 +39,7 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "gaussian_moe": (["--samples", "300"], {}),
     "heads": (["--classes", "64", "--features", "64", "--rows", "8"], {}),
     "lipschitz": (["--networks", "2,4"], {}),
+    "information": ([], {"SHAPES": ((40, 3),), "KDE_SHAPES": ((70, 3),)}),
     "losses": ([], {"SHAPES": {"cpu": ((8, 5),)}, "DENSE_SHAPES": {"cpu": ((8, 5),)}}),
     "margins": ([], {"SHAPES": ((8, 5),), "CELLS": ((4, 3, 8),)}),
     "mixers": (["--lengths", "64"], {}),
@@ -52,6 +53,7 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
             "REGRESSIONS": ((40, 3, 2),),
             "CURVATURES": ((3, 6),),
         },
+        {"MODELS": {"a matrix": [(4, 4)]}, "EXPERTS": ((3, 4),), "RESPONSES": ((4, 5),), "RECURRENT": ((3, 2, 4),)},
     ),
     "pixel_mixture": ([], {"SHAPES": ((1, 3, 16, 16, 4),)}),
     "policy": (["--shape", "4,8", "--groups", "3,4", "--head", "8,4,50"], {"trl_log_probs": lambda: None}),
@@ -107,6 +109,8 @@ def test_the_summary_reads_what_a_benchmark_writes(
 ) -> None:
     needed = {"gaussian_moe": "sklearn", "optim": "sklearn", "routing": "transformers", "soft_thinking": "transformers",
               "softmax_regression": "scipy"}  # fmt: skip
+    needed = {"gaussian_moe": "sklearn", "information": "sklearn", "routing": "transformers",
+              "soft_thinking": "transformers", "softmax_regression": "scipy"}  # fmt: skip
     if site in needed:
         pytest.importorskip(needed[site])
     module = _module(site, monkeypatch)

@@ -74,6 +74,8 @@ NAMES = {
     "optim.curvature": [
         "DenseCurvature", "LowRankCurvature", "RankOneCurvature", "BlockDiagCurvature", "BandedCurvature",
         "MatVecCurvature",
+        "SelfTuner", "HyperParam", "HyperSpace", "BestResponseLinear", "BestResponseConv2d", "BestResponseLSTM",
+        "BestResponseEmbedding", "convert_best_response", "per_example_dropout", "hyper", "best_response_linear",
     ],
     "attention": [
         "gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg", "MultiHeadAttention",
@@ -89,6 +91,7 @@ NAMES = {
         "report", "Report", "TrainingMonitor", "activation_entropy",
         "BitFlipInjector", "ber_curve",
         "lipschitz_bound", "LipschitzCertificate", "ImplicitModel",
+        "mutual_information", "InformationPlane", "information_sensitivity", "adaptive_edges", "kde_entropy",
         "System", "from_softmax", "from_linear_attention", "from_normalized_attention", "from_s6", "from_ssd",
         "from_qlstm", "from_rglru", "compare_systems",
         "LinearRegressionPrompts", "AttentionICL", "icl_attention", "circuit_report",

@@ -222,6 +222,14 @@ def _optim(record: Record) -> Iterator[Comparison]:
         for name in ("woodbury", "rank one"):
             what = f"solve of a low-rank curvature, {name}, {_size(r, 'rows', 'columns')}"
             yield Comparison(what, r["ms"][name], "Cholesky of the matrix", r["ms"]["cholesky"])
+    for r in _figures(record, "response"):
+        name = f"best-response layer, {r['rows']} rows, {r['features']} features"
+        yield Comparison(name, r["ms"]["response"], "nn.Linear with twice the outputs", r["ms"]["linear_twice_as_wide"])
+        yield Comparison(name, r["ms"]["response"], "nn.Linear", r["ms"]["linear"])
+    for r in _figures(record, "recurrent"):
+        name = f"best-response LSTM, {r['steps']} steps, {r['rows']} rows, {r['units']} units"
+        yield Comparison(name, r["ms"]["response"], "one product at a time", r["ms"]["loop"])
+        yield Comparison(name, r["ms"]["response"], "nn.LSTM", r["ms"]["lstm"])
 
 
 def _pixel_mixture(record: Record) -> Iterator[Comparison]:
@@ -308,6 +316,17 @@ def _dynamic_filters(record: Record) -> Iterator[Comparison]:
         yield Comparison("training step, dynamic filters", r["ms"]["dynamic"], "dense", r["ms"]["dense"])
 
 
+def _information(record: Record) -> Iterator[Comparison]:
+    for r in _figures(record, "bins"):
+        name = f"information by adaptive bins, {r['rows']} × {r['units']}"
+        yield Comparison(name, r["ms"]["ours"], "numpy, unique rows as bytes", r["ms"]["numpy"])
+        yield Comparison(name, r["ms"]["ours"], "a loop over rows, counted in a dictionary", r["ms"]["loop"])
+    for r in _figures(record, "densities"):
+        name = f"both bounds of information by noise, {r['rows']} × {r['units']}"
+        yield Comparison(name, r["ms"]["ours"], "torch, whole matrices", r["ms"]["dense"])
+        yield Comparison(name, r["ms"]["ours"], "scikit-learn's KernelDensity, one bound", r["ms"]["sklearn"])
+
+
 #: benchmark-NAME.json and benchmark-NAME-cuda.json -> how its sections become comparisons.
 _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "activations": _activations,
@@ -319,6 +338,7 @@ _READERS: dict[str, Callable[[Record], Iterator[Comparison]]] = {
     "gaussian_moe": _gaussian_moe,
     "heads": _heads,
     "lipschitz": _lipschitz,
+    "information": _information,
     "losses": _losses,
     "margins": _margins,
     "mixers": _mixers,

@@ -283,3 +283,16 @@ def test_restore_image(run: Runner) -> None:
     out = run("restore_image.py", "--steps", "20")
     before, after = (float(part.split(" dB")[0].split()[-1]) for part in out.split(" before,"))
     assert out.startswith("noise") and after > before
+
+
+def test_information_plane(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    out = run("information_plane.py", "--epochs", "2", "--plot", str(tmp_path / "plane.svg"))
+    assert "adaptive noise" in out and "akde, variance 0.001" in out and (tmp_path / "plane.svg").is_file()
+
+
+def test_tune_dropout(run: Runner, tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    out = run("tune_dropout.py", "--steps", "60", "--schedule", str(tmp_path / "rates.csv"))
+    assert "plain layers: ['1', '4']" in out and float(out.split("logits ")[1]) < 1e-4
+    assert len((tmp_path / "rates.csv").read_text().splitlines()) == 7

@@ -5,6 +5,11 @@ from .curvature import DenseCurvature as DenseCurvature
 from .curvature import LowRankCurvature as LowRankCurvature
 from .curvature import MatVecCurvature as MatVecCurvature
 from .curvature import RankOneCurvature as RankOneCurvature
+from .best_response import BestResponseConv2d as BestResponseConv2d
+from .best_response import BestResponseEmbedding as BestResponseEmbedding
+from .best_response import BestResponseLinear as BestResponseLinear
+from .best_response import best_response_linear as best_response_linear
+from .best_response_lstm import BestResponseLSTM as BestResponseLSTM
 from .domains import AffineSet as AffineSet
 from .domains import Ball as Ball
 from .domains import Box as Box
@@ -15,6 +20,13 @@ from .gns import OptimizeResult as OptimizeResult
 from .gns import minimize_gns as minimize_gns
 from .gns_logistic import GNSLogisticRegression as GNSLogisticRegression
 from .grad_norm_smooth import GradNormSmooth as GradNormSmooth
+from .example_dropout import HyperDropout as HyperDropout
+from .example_dropout import ScheduledDropout as ScheduledDropout
+from .example_dropout import per_example_dropout as per_example_dropout
+from .hyper_context import hyper as hyper
+from .hyper_space import HyperParam as HyperParam
+from .hyper_space import HyperSample as HyperSample
+from .hyper_space import HyperSpace as HyperSpace
 from .mirror_descent import OptimisticMirrorDescent as OptimisticMirrorDescent
 from .newton_step import gns_step as gns_step
 from .objectives import LogisticRegression as LogisticRegression
@@ -32,5 +44,8 @@ from .residual_objectives import LinearPowerResidual as LinearPowerResidual
 from .residual_objectives import PowerResidual as PowerResidual
 from .residual_objectives import Rosenbrock as Rosenbrock
 from .scipy_gns_method import scipy_gns as scipy_gns
+from .response_conversion import convert_best_response as convert_best_response
+from .response_conversion import materialize_responses as materialize_responses
+from .self_tuning import SelfTuner as SelfTuner
 from .sword import Doubling as Doubling
 from .sword import SwordPP as SwordPP

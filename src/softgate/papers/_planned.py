@@ -70,24 +70,4 @@ PLANNED = (
         summary="A small predictor chooses per sample which filters of a convolution run, trained on which filters "
         "fired most, so that the saving can be set by one number before training.",
     ),
-    PlannedPaper(
-        slug="self-tuning-networks",
-        title="Self-Tuning Networks: Bilevel Optimization of Hyperparameters using Structured Best-Response Functions",
-        arxiv="1903.03088",
-        date="2019-03",
-        venue="ICLR 2019",
-        sites=("optim",),
-        summary="Hyperparameters such as dropout rates are tuned within one training run: gates that depend on them "
-        "scale every hidden unit and predict how the weights would respond. The schedules found beat fixed values.",
-    ),
-    PlannedPaper(
-        slug="adaptive-information-estimators",
-        title="Adaptive Estimators Show Information Compression in Deep Neural Networks",
-        arxiv="1902.09037",
-        date="2019-02",
-        venue="ICLR 2019",
-        sites=("diagnostics",),
-        summary="Estimates of mutual information disagree where their bins do not fit the activations. Estimators that "
-        "adapt to every layer find that compression needs no saturation and depends on activation and initial weights.",
-    ),
 )
