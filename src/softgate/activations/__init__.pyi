@@ -20,6 +20,8 @@ from .progressive_bounds import proact_fit as proact_fit
 from .replacing import replace_activations as replace_activations
 from .sine import SineActivation as SineActivation
 from .sine import sine_activation as sine_activation
+from .spiking import LIF as LIF
+from .spiking import lif as lif
 from .taxonomy import ActivationClass as ActivationClass
 from .taxonomy import classify_activation as classify_activation
 from .taxonomy import design_activation as design_activation
