@@ -60,6 +60,7 @@ NAMES = {
         "HermiteActivation", "SineActivation", "dual_activation", "design_activation", "classify_activation",
         "crrelu", "CRReLU", "replace_activations", "eafo_correction", "worst_activation",
         "hyrelu", "ClippedReLU", "calibrate_bounds", "protect", "strip", "proact_fit", "separate_relus",
+        "lif", "LIF",
     ],
     "optim": [
         "OrthoGrad", "project_orthogonal_",
@@ -77,6 +78,7 @@ NAMES = {
     "diagnostics": [
         "attention_sink", "softmax_collapse", "nlm_alignment", "outliers", "ptq_evaluate",
         "report", "Report", "TrainingMonitor", "activation_entropy",
+        "relative_log_amplitude", "high_frequency_ratio", "lif_transfer", "energy_report",
         "BitFlipInjector", "ber_curve",
         "System", "from_softmax", "from_linear_attention", "from_normalized_attention", "from_s6", "from_ssd",
         "from_qlstm", "from_rglru", "compare_systems",
@@ -97,6 +99,9 @@ NAMES = {
         "GPT", "ViT", "SOFTViT", "soft_tiny", "NaLaFormer", "NALAFORMER_CONFIGS",
         "GRUSVM", "CNNSVM", "GRUCellResetBefore", "ResNet",
         "HMoDE", "IAPTConfig", "IAPTModel", "get_iapt_model", "PromptGenerator", "SelfAttentionPool",
+        "MaxFormer", "MaxResNet", "SpikingSelfAttention", "TokenQKAttention", "SpikingMLP", "DepthwiseMixer",
+        "PoolMixer", "EmbedOrig", "EmbedMax", "EmbedMaxPlus", "Embed1Max", "max_former_cifar", "max_former_10_384",
+        "max_resnet18",
     ],
     "numpy": ["softmax", "log_softmax", "logsumexp"],
     "testing": ["check_op"],

@@ -34,16 +34,6 @@ PLANNED = (
         "approximate Hessians, among them log-sum-exp problems.",
     ),
     PlannedPaper(
-        slug="max-former",
-        title="Spiking Neural Networks Need High Frequency Information (Max-Former, Max-ResNet)",
-        arxiv="2505.18608",
-        date="2025-05",
-        venue="NeurIPS 2025",
-        sites=("models", "activations", "diagnostics"),
-        summary="Networks of spiking neurons act as low-pass filters, and lose accuracy to that rather than to binary "
-        "signals. Max-pooling in the patch embedding and convolutions in place of early attention bring them back.",
-    ),
-    PlannedPaper(
         slug="backdoor-contrastive",
         title="Backdoor Contrastive Learning via Bi-level Trigger Optimization",
         arxiv="2404.07863",
