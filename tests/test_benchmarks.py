@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: Arguments and constants with which a benchmark takes a fraction of a second.
 SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "activations": ([], {"SIZES": {"cpu": (64,)}}),
+    "activations": ([], {"SIZES": {"cpu": (64,)}, "SPIKING": {"cpu": ((2, 8),)}}),
     "attention": (["forward", "--lengths", "64", "--turns", "1"], {}),
     "detection": (["--boxes", "40", "--batch", "2,2,10"], {}),
     "early_exit": (["--batches", "4", "--turns", "1"], {"NETWORKS": {"CNN": ("cnn", 4, 16), "MLP": ("mlp", 8, 6)}}),

@@ -245,3 +245,11 @@ def test_drifting_experts(run: Runner) -> None:
     loss, best = (float(hedge.split(word)[1].split(",")[0]) for word in ("mean loss ", "best expert "))
     assert float(optimistic.split("mean loss ")[1].split(",")[0]) < min(loss, best)
     assert float(gaps[1].split()[-7]) < 0.1 * float(gaps[0].split()[-7])
+
+
+def test_spiking_images(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    out = run("spiking_images.py", "--steps", "25", "--width", "16")
+    losses = [float(line.split("loss ")[1]) for line in out.splitlines() if line.startswith("step")]
+    assert losses[-1] < losses[0]
+    assert "embeds.0.proj.conv: real numbers, 1,152 of 1,152 operations" in out and "fires" in out
