@@ -10,7 +10,7 @@ from torch import nn
 
 from softgate.activations import LIF, lif
 from softgate.diagnostics import energy_report, high_frequency_ratio, lif_transfer, relative_log_amplitude
-from softgate.models import DepthwiseMixer, MaxFormer, PoolMixer
+from softgate.models import DepthwiseMixer, MaxFormer, MaxResNet, PoolMixer
 
 
 def wave(cycles_down: int, cycles_across: int, size: int = 16) -> torch.Tensor:
@@ -124,6 +124,17 @@ def test_only_the_ends_of_a_max_former_multiply() -> None:
         layer.name for layer in energy_report(model, torch.randn(2, 3, 8, 8)).layers if math.isnan(layer.firing_rate)
     ]
     assert dense[0] == "embeds.0.proj.conv" and set(dense) <= {"embeds.0.proj.conv", "head"}
+
+
+def test_a_residual_network_multiplies_where_it_sees_membranes() -> None:
+    model = MaxResNet(dims=(8, 16), depths=(1, 1), steps=2)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.constant_(module.weight, 8.0)  # enough that neurons fire in the first block
+    found = energy_report(model, torch.randn(3, 3, 8, 8))
+    dense = {layer.name: layer.steps for layer in found.layers if math.isnan(layer.firing_rate)}
+    assert dense.pop("stem.conv") == 1 and dense["blocks.0.skip.conv"] == 1 and dense["blocks.1.skip.conv"] == 2
+    assert set(dense) <= {"blocks.0.skip.conv", "blocks.1.skip.conv", "head"}
 
 
 def test_bad_batches_are_named() -> None:

@@ -101,7 +101,7 @@ class MaxResNet(nn.Module):
                 f"images must have a height and width that {stride} divides, got {tuple(images.shape)}"
             )
         spikes = self.neurons(self.blocks(self.stem(x)))
-        logits: Tensor = self.head(spikes.mean((3, 4))).mean(0)
+        logits = per_step(self.head, spikes.mean((3, 4))).mean(0)
         return logits
 
     def num_parameters(self) -> int:
