@@ -30,4 +30,12 @@ void crrelu(Dtype dtype, const Crrelu& c) {
     });
 }
 
+void lif(Dtype dtype, const Lif& c) {
+    const PointwiseKernels k = kernels(dtype);
+    const Index blocks = (c.entries + c.block - 1) / c.block;
+    share_out(blocks, c.steps * c.entries, c.threads, [&](Index first, Index last) {
+        (c.ds != nullptr ? k.lif_backward : k.lif)(c, first * c.block, std::min(c.entries, last * c.block));
+    });
+}
+
 }  // namespace softgate

@@ -27,7 +27,7 @@ def _tiny_maxim(variant: str, **options: Any) -> MAXIM:
 
 #: Arguments and constants with which a benchmark takes a fraction of a second.
 SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "activations": ([], {"SIZES": {"cpu": (64,)}}),
+    "activations": ([], {"SIZES": {"cpu": (64,)}, "SPIKING": {"cpu": ((2, 8),)}}),
     "attention": (["forward", "--lengths", "64", "--turns", "1"], {}),
     "detection": (["--boxes", "40", "--batch", "2,2,10"], {}),
     "dynamic_filters": (

@@ -64,6 +64,7 @@ NAMES = {
         "crrelu", "CRReLU", "replace_activations", "eafo_correction", "worst_activation",
         "GroupSort", "MaxMin", "Householder", "group_sort", "householder",
         "hyrelu", "ClippedReLU", "calibrate_bounds", "protect", "strip", "proact_fit", "separate_relus",
+        "lif", "LIF",
     ],
     "optim": [
         "OrthoGrad", "project_orthogonal_",
@@ -89,6 +90,7 @@ NAMES = {
     "diagnostics": [
         "attention_sink", "softmax_collapse", "nlm_alignment", "outliers", "ptq_evaluate",
         "report", "Report", "TrainingMonitor", "activation_entropy",
+        "relative_log_amplitude", "high_frequency_ratio", "lif_transfer", "energy_report",
         "BitFlipInjector", "ber_curve",
         "lipschitz_bound", "LipschitzCertificate", "ImplicitModel",
         "mutual_information", "InformationPlane", "information_sensitivity", "adaptive_edges", "kde_entropy",
@@ -113,6 +115,9 @@ NAMES = {
         "MAXIM", "MAXIM_CONFIGS", "MAXIMConfig", "MAXIMStage", "MultiAxisGatedMLP", "AxisGatedMLP", "CrossGatingBlock",
         "SpatialGate", "RCAB", "RDCAB", "SupervisedAttention", "axis_mix", "restore", "load_flax_checkpoint",
         "HMoDE", "IAPTConfig", "IAPTModel", "get_iapt_model", "PromptGenerator", "SelfAttentionPool",
+        "MaxFormer", "MaxResNet", "SpikingSelfAttention", "TokenQKAttention", "SpikingMLP", "DepthwiseMixer",
+        "PoolMixer", "EmbedOrig", "EmbedMax", "EmbedMaxPlus", "Embed1Max", "max_former_cifar", "max_former_10_384",
+        "max_resnet18",
     ],
     "numpy": ["softmax", "log_softmax", "logsumexp"],
     "testing": ["check_op"],

@@ -62,6 +62,9 @@ def _activations(record: Record) -> Iterator[Comparison]:
         for key in ("gelu", "silu", "mish", "formula"):
             peer = "the formula in torch" if key == "formula" else f"F.{key}"
             yield Comparison(name, r["ms"]["crrelu"], peer, r["ms"][key], r["ms"]["copies"])
+    for r in _figures(record, "lif"):
+        name = f"LIF neurons, forward + backward, {_size(r, 'steps', 'entries')}, {r['dtype']}"
+        yield Comparison(name, r["ms"]["lif"], "a loop over steps", r["ms"]["loop"], r["ms"]["copies"])
 
 
 def _attention(record: Record) -> Iterator[Comparison]:

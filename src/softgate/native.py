@@ -24,6 +24,7 @@ else:
     _reason = ""
     # an editable installation whose sources have moved on
     if any(not hasattr(_kernels, name) for name in ("has_matmul", "crrelu", "soft_nms", "some_filters")):
+    if any(not hasattr(_kernels, name) for name in ("has_matmul", "crrelu", "soft_nms", "lif")):
         _kernels, _reason = None, "the extension softgate._native is older than this source; install softgate again"
 
 __all__ = ["ALGORITHMS", "ISAS", "available", "info", "kernels", "set_isa", "unavailable_reason", "use_isa"]

@@ -93,6 +93,8 @@ class Method:
             ``loss``, extends the generated inputs with arguments that the family does not know.
         bad_inputs: yields ``(args, kwargs, exception type, word the message must contain)``.
         deviations: where the function knowingly differs from the paper or the authors' code.
+        gradient: whether gradients are those of the function (``"derivative"``) or, for steps and other functions
+            without useful ones, a ``"surrogate"`` that the reference has as well: then no finite difference is tried.
     """
 
     name: str
@@ -117,6 +119,7 @@ class Method:
     samples: Callable[..., Iterable[tuple[tuple[Any, ...], dict[str, Any]]]] | None = None
     bad_inputs: Callable[[], Iterable[tuple[tuple[Any, ...], dict[str, Any], type[Exception], str]]] | None = None
     deviations: tuple[str, ...] = ()
+    gradient: Literal["derivative", "surrogate"] = "derivative"
 
     @property
     def qualified_name(self) -> str:

@@ -296,3 +296,11 @@ def test_tune_dropout(run: Runner, tmp_path: Path) -> None:
     out = run("tune_dropout.py", "--steps", "60", "--schedule", str(tmp_path / "rates.csv"))
     assert "plain layers: ['1', '4']" in out and float(out.split("logits ")[1]) < 1e-4
     assert len((tmp_path / "rates.csv").read_text().splitlines()) == 7
+
+
+def test_spiking_images(run: Runner) -> None:
+    pytest.importorskip("sklearn")
+    out = run("spiking_images.py", "--steps", "25", "--width", "16")
+    losses = [float(line.split("loss ")[1]) for line in out.splitlines() if line.startswith("step")]
+    assert losses[-1] < losses[0]
+    assert "embeds.0.proj.conv: real numbers, 1,152 of 1,152 operations" in out and "fires" in out

@@ -25,6 +25,8 @@ from .reflecting import householder as householder
 from .replacing import replace_activations as replace_activations
 from .sine import SineActivation as SineActivation
 from .sine import sine_activation as sine_activation
+from .spiking import LIF as LIF
+from .spiking import lif as lif
 from .taxonomy import ActivationClass as ActivationClass
 from .taxonomy import classify_activation as classify_activation
 from .taxonomy import design_activation as design_activation

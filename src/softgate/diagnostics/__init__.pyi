@@ -33,6 +33,9 @@ from .figures import LogitFigures as LogitFigures
 from .figures import Report as Report
 from .figures import RouterFigures as RouterFigures
 from .figures import Topic as Topic
+from .frequency import high_frequency_ratio as high_frequency_ratio
+from .frequency import lif_transfer as lif_transfer
+from .frequency import relative_log_amplitude as relative_log_amplitude
 from .icl import AttentionICL as AttentionICL
 from .icl import CircuitReport as CircuitReport
 from .icl import LinearRegressionPrompts as LinearRegressionPrompts
@@ -64,3 +67,6 @@ from .softmax_regression import SoftmaxRegression as SoftmaxRegression
 from .softmax_regression import shift_bound as shift_bound
 from .softmax_regression import softmax_regression_loss as softmax_regression_loss
 from .softmax_regression import target_shift as target_shift
+from .spike_energy import EnergyReport as EnergyReport
+from .spike_energy import LayerEnergy as LayerEnergy
+from .spike_energy import energy_report as energy_report

@@ -31,6 +31,15 @@ PLANNED = (
         sites=("models", "activations", "diagnostics"),
         summary="Networks of spiking neurons act as low-pass filters, and lose accuracy to that rather than to binary "
         "signals. Max-pooling in the patch embedding and convolutions in place of early attention bring them back.",
+        slug="gradient-normalized-smoothness",
+        title="Gradient-Normalized Smoothness for Optimization with Approximate Hessians",
+        arxiv="2506.13710",
+        date="2025-06",
+        venue="ICLR 2026",
+        sites=("optim",),
+        summary="One scalar measures how far the gradient stays close to its linear model. A Newton step regularised "
+        "with it, found by a short adaptive search, has the best known rates for many classes of functions and for "
+        "approximate Hessians, among them log-sum-exp problems.",
     ),
     PlannedPaper(
         slug="backdoor-contrastive",
