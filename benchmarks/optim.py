@@ -1,7 +1,6 @@
-"""What OrthoGrad adds to an AdamW step; mirror descent beside the optimizers of torch; Hedge beside softmax.
+"""OrthoGrad on top of AdamW; optimistic mirror descent beside torch's optimizers; Hedge; best-response layers.
 
 And Newton steps with an adaptive radius beside SciPy's minimizers and scikit-learn's solvers, to the same tolerance.
-"""OrthoGrad on top of AdamW; optimistic mirror descent beside torch's optimizers; Hedge; best-response layers.
 
     python benchmarks/optim.py [--seconds S] [--out DIR]
 
@@ -24,15 +23,13 @@ from _timing import CONSOLE, table, write_record
 from softgate.lab.tasks.smooth_problems import log_sum_exp_at_zero, power_residual
 from softgate.lab.timing import interleaved, load_per_core
 from softgate.optim import (
+    BestResponseLinear,
+    BestResponseLSTM,
     GNSLogisticRegression,
     LogSumExp,
     OptimisticHedge,
     OptimisticMirrorDescent,
     minimize_gns,
-    BestResponseLinear,
-    BestResponseLSTM,
-    OptimisticHedge,
-    OptimisticMirrorDescent,
     project_orthogonal_,
 )
 
@@ -219,6 +216,8 @@ def measure_trial(rows: int, columns: int, seconds: float) -> dict[str, Any]:
     }
     times = interleaved(candidates, turns=5, seconds=seconds, most=200)
     return {"rows": rows, "columns": columns, "ms": {name: 1e3 * timing.median for name, timing in times.items()}}
+
+
 def measure_response(rows: int, features: int, seconds: float) -> dict[str, Any]:
     """Forward and backward; the peer is one plain layer with as many weights."""
     x, lam = torch.randn(rows, features), torch.randn(rows, HYPER)
@@ -303,9 +302,6 @@ def main() -> None:
     trials = [measure_trial(*size, options.seconds) for size in CURVATURES]
     header = ["rows", "columns", *trials[0]["ms"]]
     table("one trial, ms (median)", header, [[*(r[h] for h in header[:2]), *r["ms"].values()] for r in trials])
-    CONSOLE.print(f"load per core {load_per_core():.2f}")
-    newton = {"gns_maximum": maxima, "gns_regression": fits, "gns_trial": trials}
-    sections = {"orthograd": found, "mirror_descent": mirror, "hedge": hedge, **newton}
     response = [measure_response(*size, options.seconds) for size in RESPONSES]
     recurrent = [measure_recurrent(*size, options.seconds) for size in RECURRENT]
     for title, rows in (("best-response layer", response), ("best-response LSTM", recurrent)):
@@ -317,6 +313,9 @@ def main() -> None:
         "orthograd": found,
         "mirror_descent": mirror,
         "hedge": hedge,
+        "gns_maximum": maxima,
+        "gns_regression": fits,
+        "gns_trial": trials,
         "response": response,
         "recurrent": recurrent,
     }

@@ -52,8 +52,9 @@ SMALL: dict[str, tuple[list[str], dict[str, Any]]] = {
             "MAXIMA": ((3, 8, 0.5),),
             "REGRESSIONS": ((40, 3, 2),),
             "CURVATURES": ((3, 6),),
+            "RESPONSES": ((4, 5),),
+            "RECURRENT": ((3, 2, 4),),
         },
-        {"MODELS": {"a matrix": [(4, 4)]}, "EXPERTS": ((3, 4),), "RESPONSES": ((4, 5),), "RECURRENT": ((3, 2, 4),)},
     ),
     "pixel_mixture": ([], {"SHAPES": ((1, 3, 16, 16, 4),)}),
     "policy": (["--shape", "4,8", "--groups", "3,4", "--head", "8,4,50"], {"trl_log_probs": lambda: None}),
@@ -107,9 +108,7 @@ def test_every_benchmark_is_tried_here() -> None:
 def test_the_summary_reads_what_a_benchmark_writes(
     site: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tables: Any
 ) -> None:
-    needed = {"gaussian_moe": "sklearn", "optim": "sklearn", "routing": "transformers", "soft_thinking": "transformers",
-              "softmax_regression": "scipy"}  # fmt: skip
-    needed = {"gaussian_moe": "sklearn", "information": "sklearn", "routing": "transformers",
+    needed = {"gaussian_moe": "sklearn", "information": "sklearn", "optim": "sklearn", "routing": "transformers",
               "soft_thinking": "transformers", "softmax_regression": "scipy"}  # fmt: skip
     if site in needed:
         pytest.importorskip(needed[site])

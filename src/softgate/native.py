@@ -23,8 +23,7 @@ except ImportError as error:  # a pure Python installation, or a library this sy
 else:
     _reason = ""
     # an editable installation whose sources have moved on
-    if any(not hasattr(_kernels, name) for name in ("has_matmul", "crrelu", "soft_nms", "some_filters")):
-    if any(not hasattr(_kernels, name) for name in ("has_matmul", "crrelu", "soft_nms", "lif")):
+    if any(not hasattr(_kernels, name) for name in ("has_matmul", "crrelu", "soft_nms", "some_filters", "lif")):
         _kernels, _reason = None, "the extension softgate._native is older than this source; install softgate again"
 
 __all__ = ["ALGORITHMS", "ISAS", "available", "info", "kernels", "set_isa", "unavailable_reason", "use_isa"]

@@ -41,9 +41,6 @@ from .icl import CircuitReport as CircuitReport
 from .icl import LinearRegressionPrompts as LinearRegressionPrompts
 from .icl import circuit_report as circuit_report
 from .icl import icl_attention as icl_attention
-from .lipschitz import ImplicitModel as ImplicitModel
-from .lipschitz import LipschitzCertificate as LipschitzCertificate
-from .lipschitz import lipschitz_bound as lipschitz_bound
 from .information import InformationBound as InformationBound
 from .information import MIResult as MIResult
 from .information import information_sensitivity as information_sensitivity
@@ -52,6 +49,9 @@ from .information_plane import Compression as Compression
 from .information_plane import InformationCurve as InformationCurve
 from .information_plane import InformationPlane as InformationPlane
 from .information_plane import log2_epochs as log2_epochs
+from .lipschitz import ImplicitModel as ImplicitModel
+from .lipschitz import LipschitzCertificate as LipschitzCertificate
+from .lipschitz import lipschitz_bound as lipschitz_bound
 from .monitor import DiagnosisWarning as DiagnosisWarning
 from .monitor import TrainingMonitor as TrainingMonitor
 from .output_entropy import OutputEntropy as OutputEntropy
