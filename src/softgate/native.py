@@ -19,7 +19,8 @@ try:
     from softgate import _native as _kernels
 except ImportError as error:  # a pure Python installation, or a library this system cannot load
     _kernels = None
-    _reason = f"the extension softgate._native is not usable: {error}"
+    # without the path that Python adds: records of measurements quote this
+    _reason = f"the extension softgate._native is not usable: {str(error).split(' (')[0]}"
 else:
     _reason = ""
     # an editable installation whose sources have moved on
