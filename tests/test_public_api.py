@@ -71,12 +71,12 @@ NAMES = {
         "OptimisticOMD", "OptimisticHedge", "SwordPP", "OptimisticMirrorDescent", "optimistic_softmax",
         "minimize_gns", "GradNormSmooth", "scipy_gns", "GNSLogisticRegression", "gns_step", "OptimizeResult",
         "LogSumExp", "LogisticRegression", "SoftmaxRegression", "PowerResidual", "Rosenbrock", "ChebyshevChain",
+        "SelfTuner", "HyperParam", "HyperSpace", "BestResponseLinear", "BestResponseConv2d", "BestResponseLSTM",
+        "BestResponseEmbedding", "convert_best_response", "per_example_dropout", "hyper", "best_response_linear",
     ],
     "optim.curvature": [
         "DenseCurvature", "LowRankCurvature", "RankOneCurvature", "BlockDiagCurvature", "BandedCurvature",
         "MatVecCurvature",
-        "SelfTuner", "HyperParam", "HyperSpace", "BestResponseLinear", "BestResponseConv2d", "BestResponseLSTM",
-        "BestResponseEmbedding", "convert_best_response", "per_example_dropout", "hyper", "best_response_linear",
     ],
     "attention": [
         "gated_attention", "GatedAttention", "fuse_qkvg", "unfuse_qkvg", "MultiHeadAttention",
