@@ -134,8 +134,8 @@ def _bad() -> Iterator[tuple[tuple[Any, ...], dict[str, Any], type[Exception], s
 def kde_entropy(x: Tensor, variance: float, *, bound: str = "upper") -> Tensor:
     r"""Bounds of the differential entropy of ``x`` plus independent Gaussian noise, in nats.
 
-    .. math:: H_{upper}(v) = \frac d2 (1 + \log 2 \pi v) - \frac1N \sum_i \log \frac1N \sum_j
-        e^{-\lVert x_i - x_j\rVert^2 / 2v}, \qquad H_{lower}(v) = H_{upper}(4v) + \frac d2 \log \frac14
+    .. math:: H_{upper}(v) = \frac{d}{2} (1 + \log 2 \pi v) - \frac{1}{N} \sum_i \log \frac{1}{N} \sum_j
+        e^{-\Vert x_i - x_j\Vert^2 / 2v}, \quad H_{lower}(v) = H_{upper}(4v) + \frac{d}{2} \log \frac{1}{4}
 
     The N samples are taken for the whole distribution: noisy samples are a mixture of N Gaussians. Differentiable, so
     that it can be a term of a loss; a gradient needs memory for N² d numbers, the value alone goes block by block.

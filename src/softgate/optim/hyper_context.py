@@ -33,10 +33,11 @@ def hyper(lam: Tensor | None, values: Mapping[str, Tensor] | None = None) -> Ite
     Example:
         >>> import torch
         >>> from softgate.optim import BestResponseLinear
-        >>> model, x, lam = torch.nn.Sequential(BestResponseLinear(3, 2, n_hyper=1)), torch.ones(4, 3), torch.ones(4, 1)
+        >>> layer, x, lam = BestResponseLinear(3, 2, n_hyper=1), torch.ones(4, 3), torch.ones(4, 1)
+        >>> model = torch.nn.Sequential(layer)
         >>> with hyper(lam):
         ...     y = model(x)
-        >>> torch.equal(y, model[0](x, lam))
+        >>> torch.equal(y, layer(x, lam))
         True
 
     Paper: Self-Tuning Networks, arXiv 1903.03088.
