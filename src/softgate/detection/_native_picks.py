@@ -26,15 +26,12 @@ def refuses(boxes: Tensor, scores: Tensor, *args: Any, **options: Any) -> str | 
         return "float64 scores stay float64, and this kernel computes in float32"
     if boxes.shape[-2] >= _LARGEST_GROUP:
         return f"more than {_LARGEST_GROUP:,} boxes in one group"
-    if callable(options.get("method")):
+    method = options.get("method", "gaussian")
+    if callable(method):
         return "a decay that is a function of tensors"
-    if options.get("method") == "hard" and options.get("iou_threshold") == 0 and _is_inclusive(options):
+    if method == "hard" and options.get("iou_threshold") == 0 and str(options.get("convention")).startswith("mmcv"):
         return "every box reaches a threshold of 0 that counts as reached, also boxes far from the pick"
     return None
-
-
-def _is_inclusive(options: dict[str, Any]) -> bool:
-    return str(options.get("convention")).startswith("mmcv")
 
 
 def pick(boxes_BN4: Tensor, scores_GN: Tensor, valid_GN: Tensor | None, rule: Rule) -> Picks:

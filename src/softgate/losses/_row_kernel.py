@@ -204,9 +204,11 @@ def row_kernel_refuses(
     **options: Any,
 ) -> str | None:
     """Why the row kernel cannot run this call, None if it can."""
-    reason = device_refuses(input)
-    if reason is not None:
-        return reason
+    return device_refuses(input) or kind_refuses(input, target, weight, label_smoothing)
+
+
+def kind_refuses(input: Tensor, target: Tensor, weight: Tensor | None, label_smoothing: float) -> str | None:
+    """Why no kernel of rows can run a call of this kind, wherever its tensors are; None if one may."""
     if not has_class_indices(target):
         return "it needs class indices, target holds probabilities"
     if label_smoothing:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from softgate import _triton
-from softgate.losses._targets import has_class_indices
+from softgate.losses._row_kernel import kind_refuses
 
 __all__: list[str] = []
 
@@ -92,15 +92,4 @@ def refuses(
     **options: Any,
 ) -> str | None:
     """Why the kernels cannot run this call, None if they can."""
-    reason = _triton.refuses(input, "auto")
-    if reason is not None:
-        return reason
-    if not has_class_indices(target):
-        return "it needs class indices, target holds probabilities"
-    if label_smoothing:
-        return "it has no label smoothing"
-    if weight is not None and weight.requires_grad:
-        return "it has no gradient for weight"
-    if input.numel() == 0:
-        return "the input is empty"
-    return None
+    return _triton.refuses(input, "auto") or kind_refuses(input, target, weight, label_smoothing)
